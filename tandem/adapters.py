@@ -1,0 +1,118 @@
+"""Adapters: trained, published, immutable. The manifest in the artifact store is the truth, Redis the index.
+
+Keys: `tandem:adapter:<id>` the manifest (JSON); `tandem:adapters` sorted set of ids by creation (seconds).
+"""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tandem.artifacts import Artifact, ArtifactStore
+from tandem.errors import UnknownAdapter
+from tandem.job_store import PREFIX, JobStore, queue_errors
+from tandem.specs import LoraMethod, Task
+
+
+class AdapterManifest(BaseModel):
+    """What an adapter is, where it came from, and the files of its PEFT folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    owner: str
+    base: str
+    """The catalogue name of the model that it was trained on."""
+    base_revision: str | None
+    task: Task
+    method: LoraMethod
+    job_id: str
+    training_data: str
+    """SHA-256 of the training file."""
+    validation_data: str | None
+    metrics: dict[str, Any]
+    files: dict[str, str]
+    """File name in the PEFT folder → digest of its content."""
+    created_at: float
+
+
+def adapter_id(base: str, owner: str, suffix: str, job_id: str) -> str:
+    """The id of the adapter that a job publishes: every attempt of one job has the same (OpenAI's `ft:` form)."""
+    return f"ft:{base}:{owner}:{suffix}:{job_id.removeprefix('job_')[:8]}"
+
+
+def is_adapter_id(name: str) -> bool:
+    return name.startswith("ft:")
+
+
+class AdapterStore:
+    def __init__(self, jobs: JobStore, artifacts: ArtifactStore) -> None:
+        self._redis = jobs.redis
+        self._artifacts = artifacts
+
+    def put_folder(self, folder: Path) -> Mapping[str, Artifact]:
+        """Store the files of a PEFT folder: name → artifact."""
+        return {path.name: self._artifacts.put_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+    def publish(self, manifest: AdapterManifest) -> AdapterManifest:
+        """Make an adapter usable, once. If an earlier attempt has published it, that one stands and is returned."""
+        name = _document(manifest.id)
+        if not self._artifacts.publish(name, manifest.model_dump_json().encode()):
+            manifest = AdapterManifest.model_validate_json(self._artifacts.published(name) or b"")
+        with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(f"{PREFIX}adapter:{manifest.id}", manifest.model_dump_json())
+            pipe.zadd(f"{PREFIX}adapters", {manifest.id: manifest.created_at})
+            pipe.execute()
+        return manifest
+
+    def published(self, adapter: str) -> AdapterManifest | None:
+        """What an earlier attempt has published under this id, if one has."""
+        content = self._artifacts.published(_document(adapter))
+        return None if content is None else AdapterManifest.model_validate_json(content)
+
+    def get(self, adapter: str, *, param: str = "adapter") -> AdapterManifest:
+        """Raises UnknownAdapter."""
+        with queue_errors():
+            record = self._redis.get(f"{PREFIX}adapter:{adapter}")
+        if record is None:
+            raise UnknownAdapter(f"there is no adapter {adapter!r}; GET /v1/adapters lists them", param=param)
+        return AdapterManifest.model_validate_json(record)
+
+    def list(self) -> list[AdapterManifest]:
+        """Every adapter, newest first."""
+        with queue_errors():
+            ids = self._redis.zrange(f"{PREFIX}adapters", 0, -1, desc=True)
+            records = self._redis.mget([f"{PREFIX}adapter:{adapter}" for adapter in ids]) if ids else []
+        return [AdapterManifest.model_validate_json(record) for record in records if record]
+
+    def fetch(self, manifest: AdapterManifest, folder: Path) -> None:
+        """Write the PEFT folder, loadable with `PeftModel.from_pretrained`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, digest in manifest.files.items():
+            self._artifacts.fetch(digest, folder / name)
+
+    def archive(self, manifest: AdapterManifest) -> bytes:
+        """The PEFT folder as a zip file (stored, since weights do not compress)."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            for name, digest in manifest.files.items():
+                archive.writestr(name, self._artifacts.read(digest))
+            archive.writestr("tandem_manifest.json", manifest.model_dump_json(indent=2))
+        return buffer.getvalue()
+
+    def delete(self, adapter: str) -> None:
+        """Withdraw an adapter: no new job may name it. Raises UnknownAdapter."""
+        self.get(adapter)
+        with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(f"{PREFIX}adapter:{adapter}")
+            pipe.zrem(f"{PREFIX}adapters", adapter)
+            pipe.execute()
+        self._artifacts.retract(_document(adapter))
+
+
+def _document(adapter: str) -> str:
+    # Colons and slashes are no part of a portable file name.
+    return f"adapters/{adapter.replace(':', '_').replace('/', '_')}.json"

@@ -1,0 +1,75 @@
+"""The catalogue: the models that may be loaded, and nothing else is. A TOML file of `[[models]]` tables."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from tandem.errors import ConfigurationError, UnknownModel
+from tandem.settings import Settings
+from tandem.specs import NAME_PATTERN, Spec, Task
+
+
+class CatalogueEntry(Spec):
+    """One model: a folder or a hub id. Its files must be safetensors; code that ships with a model is not run."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    folder: Path | None = None
+    """Absolute, or relative to the models folder (TANDEM_MODELS_DIR)."""
+    hub: str | None = None
+    """An id on the Hugging Face hub, for machines with internet."""
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the device computes with it, float32 elsewhere."""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """A lower limit on prompt and answer together than the model's own."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "CatalogueEntry":
+        if (self.folder is None) == (self.hub is None):
+            raise ValueError("give either `folder` or `hub`")
+        return self
+
+
+class Catalogue:
+    def __init__(self, entries: tuple[CatalogueEntry, ...]) -> None:
+        self._entries = {entry.name: entry for entry in entries}
+
+    @classmethod
+    def load(cls, settings: Settings) -> "Catalogue":
+        """Read the catalogue file; its relative folders are resolved. Raises ConfigurationError naming the entry."""
+        source = settings.catalogue or resources.files("tandem").joinpath("models.toml")
+        try:
+            tables = tomllib.loads(source.read_text(encoding="utf-8")).get("models", [])
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(f"catalogue {source}: {error}", param="TANDEM_CATALOGUE") from error
+        entries = []
+        for number, table in enumerate(tables):
+            try:
+                entry = CatalogueEntry.model_validate(table)
+            except ValidationError as error:
+                raise ConfigurationError(
+                    f"catalogue {source}: models[{number}] ({table.get('name')}): {error.errors()[0]['msg']}",
+                    param="TANDEM_CATALOGUE",
+                ) from error
+            if entry.folder is not None:
+                entry = entry.model_copy(update={"folder": settings.models_dir / entry.folder})
+            entries.append(entry)
+        return cls(tuple(entries))
+
+    def get(self, name: str) -> CatalogueEntry:
+        """Raises UnknownModel, naming the models that there are."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            known = ", ".join(self._entries) or "none"
+            raise UnknownModel(f"no model {name!r} is in the catalogue; it has: {known}", param="model") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def entries(self) -> tuple[CatalogueEntry, ...]:
+        return tuple(self._entries.values())

@@ -1,0 +1,79 @@
+"""A job's events, read as they come: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `cancel`.
+
+The stream's ids are the cursor: reading goes on after any of them. An event of an attempt that was lost is followed
+by a `state` event with the next attempt's number; what a reader has collected from `tokens` then starts anew.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from tandem.errors import QueueUnavailable
+from tandem.job import JobState
+from tandem.job_store import CONNECT_SECONDS, PREFIX
+
+BLOCK_SECONDS = 5.0
+"""How long one read waits: bounds how late a dead server is noticed."""
+READ_COUNT = 500
+"""Events of one read."""
+BEGINNING = "0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    id: str
+    type: str
+    data: dict[str, Any]
+
+    @property
+    def ends_the_job(self) -> bool:
+        return self.type == "state" and JobState(self.data["state"]).is_terminal
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """A client for readers: it answers or fails within a few seconds more than one blocking read."""
+    return redis.asyncio.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_connect_timeout=CONNECT_SECONDS,
+        socket_timeout=BLOCK_SECONDS * 2,
+    )
+
+
+async def read_events(
+    client: redis.asyncio.Redis, job_id: str, after: str = BEGINNING
+) -> AsyncIterator[JobEvent | None]:
+    """Every event after the cursor, until the one that ends the job. None marks a silent interval.
+
+    Raises QueueUnavailable when the server is gone; the reader may go on later from the last id.
+    """
+    key = f"{PREFIX}events:{job_id}"
+    while True:
+        try:
+            answer = await client.xread({key: after}, count=READ_COUNT, block=int(BLOCK_SECONDS * 1000))
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise QueueUnavailable(f"the queue's Redis server does not answer: {error}") from error
+        entries = _entries(answer)
+        if not entries:
+            yield None
+        for event_id, fields in entries:
+            after = event_id
+            event = JobEvent(event_id, fields["type"], json.loads(fields["data"]))
+            yield event
+            if event.ends_the_job:
+                return
+
+
+def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:
+    """The one stream's entries, whichever protocol version the answer came in."""
+    if not answer:
+        return []
+    if isinstance(answer, dict):
+        (batches,) = answer.values()
+        return [entry for batch in batches for entry in (batch if isinstance(batch, list) else [batch])]
+    ((_, entries),) = answer
+    return list(entries)

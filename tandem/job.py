@@ -1,0 +1,90 @@
+"""The job's record: its states, the table of transitions, and what is read back from the store."""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tandem.errors import TandemError
+
+JobKind = Literal["inference", "finetune"]
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    # Back to queued: the lease was lost, or the worker drained.
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+"""Which state may follow which. transitions.lua executes it; a test holds the two together."""
+
+
+class Failure(BaseModel):
+    """Why a job failed: type and message, never a pickled exception."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """The failure to record for an exception; only ours show their text as it is."""
+        if isinstance(error, TandemError):
+            return cls(
+                type=type(error).__name__,
+                code=error.code,
+                message=error.message,
+                param=error.param,
+                retryable=error.retryable,
+            )
+        return cls(
+            type=type(error).__name__,
+            code=TandemError.code,
+            message=f"{type(error).__name__}: {error}",
+        )
+
+
+class Job(BaseModel):
+    """A job as it stands in the store. Times are seconds since the epoch on the server's clock."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    kind: JobKind
+    state: JobState
+    owner: str
+    model: str
+    lane: str
+    spec: dict[str, Any]
+    attempt: int = 0
+    """How often it was claimed; the number is the fence of the running attempt."""
+    crashes: int = 0
+    """How many attempts ended with a lost lease."""
+    cancel_requested: bool = False
+    worker: str | None = None
+    progress: dict[str, Any] | None = None
+    result: Any = None
+    failure: Failure | None = None
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    sequence: int
+    """The job's number in the order of submission: the cursor of lists."""

@@ -1,0 +1,101 @@
+"""Settings, read once at an entry point from TANDEM_* variables and passed down frozen."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tandem.errors import ConfigurationError
+
+Role = Literal["inference", "finetune"]
+ROLES: tuple[Role, ...] = ("inference", "finetune")
+
+
+class Settings(BaseSettings):
+    """What every process of the service needs."""
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_", frozen=True, extra="ignore")
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    artifacts_url: str = Field(default_factory=lambda: f"file://{Path.home()}/.local/share/tandem/artifacts")
+    """Any fsspec URL: `file:///…` by default, `s3://bucket/prefix` with s3fs installed."""
+    models_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "tandem" / "models")
+    """Where the catalogue's relative folders lie."""
+    catalogue: Path | None = None
+    """A catalogue file; the one inside the package by default."""
+
+    lease_seconds: float = Field(default=15.0, gt=0.0)
+    """How long a worker may be silent before its attempts are taken back."""
+    result_seconds: float = Field(default=7 * 86_400.0, gt=0.0)
+    """How long an ended job with its result and events is kept."""
+    idempotency_seconds: float = Field(default=86_400.0, gt=0.0)
+    """How long an Idempotency-Key is remembered."""
+
+    @classmethod
+    def read(cls) -> Self:
+        """The settings of this process.
+
+        Raises ConfigurationError naming the variable that has a bad value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"TANDEM_{'.'.join(str(part) for part in first['loc']).upper()}"
+            raise ConfigurationError(f"{name}: {first['msg']} (it is {first['input']!r})", param=name) from error
+
+
+class ApiSettings(Settings):
+    """What the API needs besides."""
+
+    api_key: SecretStr
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """The largest JSON body; files have their own limit."""
+    file_bytes: int = Field(default=512 * 2**20, ge=1024)
+    """The largest uploaded file (OpenAI's limit)."""
+    wait_seconds: float = Field(default=600.0, gt=0.0)
+    """How long a synchronous door (chat completions, embeddings) waits for its job (the SDK's own timeout)."""
+    flower_url: str | None = None
+    """Where Flower is, so that the landing page can say so."""
+
+
+class WorkerSettings(Settings):
+    """What a worker needs besides."""
+
+    # NoDecode: the variable is a plain comma-separated list, not JSON.
+    roles: Annotated[tuple[Role, ...], NoDecode] = ROLES
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    threads: int = Field(default=64, ge=2, le=1024)
+    """Jobs that this worker runs at the same time; each waits on the engine, it does not compute."""
+    cpu_threads: int | None = Field(default=None, ge=1)
+    """Threads of one torch operation on the CPU; torch's own choice by default."""
+    model_bytes: int | None = Field(default=None, ge=1)
+    """Memory for resident models; by default three fifths of the device's."""
+    sequence_slots: int = Field(default=32, ge=1, le=4096)
+    """Sequences that one engine runs together."""
+    slot_tokens: int = Field(default=2048, ge=16)
+    """Tokens of one sequence slot: prompt and answer together."""
+    step_tokens: int = Field(default=512, ge=16)
+    """Tokens of one engine step: a longer prompt is prefilled in chunks."""
+    adapter_slots: int = Field(default=16, ge=1, le=1024)
+    adapter_rank: int = Field(default=64, ge=1, le=256)
+    """The largest LoRA rank that is served."""
+    encoder_tokens: int = Field(default=4096, ge=64)
+    """Tokens, padding included, of one encoder batch."""
+    encoder_wait_seconds: float = Field(default=0.005, ge=0.0, le=1.0)
+    """How long an encoder batch waits for company."""
+    quantum_seconds: float = Field(default=0.02, ge=0.0, le=10.0)
+    """How long training keeps the device while serving waits."""
+    drain_seconds: float = Field(default=20.0, ge=0.0)
+    """How long running jobs may still take to end after SIGTERM."""
+    sweep_seconds: float = Field(default=1.0, gt=0.0)
+    """How often the reaper looks for expired leases and lost tickets."""
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value

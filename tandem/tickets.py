@@ -1,0 +1,90 @@
+"""Tickets: the Celery messages that wake workers. A ticket carries a job's id and nothing else.
+
+Celery is the doorbell: lost, repeated, late and forged tickets are harmless, since `JobStore.claim` decides.
+"""
+
+import base64
+import json
+from typing import Any
+
+from celery import Celery
+
+from tandem.settings import Role, Settings
+
+TASK = "tandem.run"
+VISIBILITY_SECONDS = 60
+"""Tickets are acknowledged when they are taken; this only bounds what kombu keeps of them."""
+SOCKET_SECONDS = 5
+"""Publishing to, and reading from, a hung Redis fails after this time (the default is to block for good)."""
+
+
+def lane(role: Role, model: str) -> str:
+    """The Celery queue that tickets of one role and model go to."""
+    return f"tandem.{role}.{model}"
+
+
+def create_app(settings: Settings) -> Celery:
+    """The Celery app of workers and of Flower.
+
+    Early acknowledgement, no prefetch, no results, JSON alone: docs/decisions/0001 gives the reasons.
+    """
+    app = Celery("tandem", broker=settings.redis_url)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_track_started=True,
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_SECONDS,
+            "socket_timeout": SOCKET_SECONDS,
+            "socket_connect_timeout": SOCKET_SECONDS,
+        },
+    )
+    return app
+
+
+def ticket_message(job_id: str, lane: str) -> str:
+    """A ticket in the form in which kombu's Redis transport keeps it in a list (Celery's protocol 2).
+
+    Built here and pushed by the script that submits, so that record and ticket cannot diverge. The Celery task's id
+    is the job's id: Flower shows jobs.
+    """
+    body = [[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    message: dict[str, Any] = {
+        "body": base64.b64encode(json.dumps(body).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {
+            "lang": "py",
+            "task": TASK,
+            "id": job_id,
+            "root_id": job_id,
+            "parent_id": None,
+            "group": None,
+            "argsrepr": repr((job_id,)),
+            "kwargsrepr": "{}",
+            "origin": "tandem",
+            "ignore_result": True,
+            "retries": 0,
+            "eta": None,
+            "expires": None,
+            "timelimit": [None, None],
+        },
+        "properties": {
+            "correlation_id": job_id,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": lane},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": job_id,
+        },
+    }
+    return json.dumps(message, separators=(",", ":"))
