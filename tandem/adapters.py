@@ -5,11 +5,12 @@ Keys: `tandem:adapter:<id>` the manifest (JSON); `tandem:adapters` sorted set of
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import Buffer
 
 from tandem.artifacts import Artifact, ArtifactStore
 from tandem.errors import UnknownAdapter
@@ -94,14 +95,20 @@ class AdapterStore:
         for name, digest in manifest.files.items():
             self._artifacts.fetch(digest, folder / name)
 
-    def archive(self, manifest: AdapterManifest) -> bytes:
-        """The PEFT folder as a zip file (stored, since weights do not compress)."""
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    def archive(self, manifest: AdapterManifest) -> Iterator[bytes]:
+        """The PEFT folder as a zip file, piece by piece (stored, since weights do not compress).
+
+        Raises UnknownArtifact at a file whose content is gone.
+        """
+        pieces = _Pieces()
+        with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
             for name, digest in manifest.files.items():
-                archive.writestr(name, self._artifacts.read(digest))
+                with archive.open(name, "w", force_zip64=True) as entry:
+                    for chunk in self._artifacts.chunks(digest):
+                        entry.write(chunk)
+                        yield pieces.take()
             archive.writestr("tandem_manifest.json", manifest.model_dump_json(indent=2))
-        return buffer.getvalue()
+        yield pieces.take()
 
     def delete(self, adapter: str) -> None:
         """Withdraw an adapter: no new job may name it. Raises UnknownAdapter."""
@@ -111,6 +118,21 @@ class AdapterStore:
             pipe.zrem(f"{PREFIX}adapters", adapter)
             pipe.execute()
         self._artifacts.retract(_document(adapter))
+
+
+class _Pieces(io.RawIOBase):
+    """Where zipfile writes: what has been written is taken out again before the next piece."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def write(self, piece: Buffer, /) -> int:
+        self._written.append(bytes(piece))
+        return len(self._written[-1])
+
+    def take(self) -> bytes:
+        pieces, self._written = self._written, []
+        return b"".join(pieces)
 
 
 def _document(adapter: str) -> str:

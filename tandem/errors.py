@@ -177,6 +177,7 @@ class Cancelled(AttemptStopped):
     """The job was cancelled."""
 
     code = "cancelled"
+    status = 409
 
 
 class Superseded(AttemptStopped):

@@ -11,6 +11,8 @@ from typing import Any
 
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from tandem.errors import QueueUnavailable
 from tandem.job import JobState
@@ -20,6 +22,9 @@ BLOCK_SECONDS = 5.0
 """How long one read waits: bounds how late a dead server is noticed."""
 READ_COUNT = 500
 """Events of one read."""
+MAX_READERS = 4096
+"""Readers of one client at the same time: each blocks on a connection of its own (redis-py's default is 100, a
+Redis server's 10,000)."""
 BEGINNING = "0-0"
 
 
@@ -41,6 +46,9 @@ def connect_async(url: str) -> redis.asyncio.Redis:
         decode_responses=True,
         socket_connect_timeout=CONNECT_SECONDS,
         socket_timeout=BLOCK_SECONDS * 2,
+        max_connections=MAX_READERS,
+        # One more try on a new connection, as in job_store.connect; the default waits for seconds between ten tries.
+        retry=Retry(NoBackoff(), 1),
     )
 
 
@@ -49,16 +57,23 @@ async def read_events(
 ) -> AsyncIterator[JobEvent | None]:
     """Every event after the cursor, until the one that ends the job. None marks a silent interval.
 
+    Ends at once, without an event, if the job has ended (or is forgotten) and nothing comes after the cursor.
     Raises QueueUnavailable when the server is gone; the reader may go on later from the last id.
     """
     key = f"{PREFIX}events:{job_id}"
     while True:
         try:
-            answer = await client.xread({key: after}, count=READ_COUNT, block=int(BLOCK_SECONDS * 1000))
+            # Asked before the events are read: an end between the two is then read as an event.
+            is_over = await _is_over(client, job_id)
+            answer = await client.xread(
+                {key: after}, count=READ_COUNT, block=None if is_over else int(BLOCK_SECONDS * 1000)
+            )
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise QueueUnavailable(f"the queue's Redis server does not answer: {error}") from error
         entries = _entries(answer)
         if not entries:
+            if is_over:
+                return
             yield None
         for event_id, fields in entries:
             after = event_id
@@ -66,6 +81,11 @@ async def read_events(
             yield event
             if event.ends_the_job:
                 return
+
+
+async def _is_over(client: redis.asyncio.Redis, job_id: str) -> bool:
+    state = await client.hget(f"{PREFIX}job:{job_id}", "state")
+    return state is None or JobState(str(state)).is_terminal
 
 
 def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:

@@ -64,7 +64,8 @@ def _row(line: bytes) -> TrainingRow:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"is longer than the limit of {MAX_LINE_BYTES} bytes")
     try:
-        value = json.loads(line)
+        # A file saved on Windows may begin with a byte order mark. Bytes are decoded here, since json.loads guesses.
+        value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:

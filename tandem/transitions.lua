@@ -227,7 +227,8 @@ local function ring_lost(_, a)
     if not rung then return 0 end
     before = math.min(before, tonumber(rung) - a[2])
   end
-  local lost = redis.call('ZRANGEBYSCORE', ready, '-inf', before, 'LIMIT', 0, a[3])
+  -- Exclusive: the next ticket's own job has not lost it.
+  local lost = redis.call('ZRANGEBYSCORE', ready, '-inf', '(' .. before, 'LIMIT', 0, a[3])
   for _, id in ipairs(lost) do ring(id, lane, now) end
   return #lost
 end

@@ -4,9 +4,9 @@ import sys
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-from tandem.cli import up
+from tandem.cli import adapters, cancel, doctor, flower, jobs, logs, models, submit, up
+from tandem.cli.failures import failure_line
 from tandem.errors import ConfigurationError, TandemError
 
 EXIT_FAILED = 1
@@ -21,6 +21,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("up")(up.up)
+app.command("flower")(flower.flower)
+app.command("doctor")(doctor.doctor)
+app.command("submit")(submit.submit)
+app.command("jobs")(jobs.jobs)
+app.command("logs")(logs.logs)
+app.command("cancel")(cancel.cancel)
+app.command("models")(models.models)
+app.add_typer(adapters.adapters, name="adapters")
 
 
 def main() -> None:
@@ -28,5 +36,5 @@ def main() -> None:
     try:
         app()
     except TandemError as error:
-        Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(error.message))
+        Console(stderr=True, soft_wrap=True).print(failure_line(error))
         sys.exit(EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)

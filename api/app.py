@@ -1,0 +1,61 @@
+"""The HTTP application: its middleware, its routes, and what they share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from api import errors
+from api.auth import RequireKey, bearer
+from api.body_limit import BodyLimit
+from api.dependencies import Api
+from api.errors import ErrorBody
+from api.request_id import RequestId
+from api.routes import adapters, files, health, jobs, models
+from api.routes.openai import chat, embeddings
+from tandem.events import connect_async
+from tandem.services import Services
+from tandem.settings import ApiSettings
+
+DESCRIPTION = """\
+Asynchronous inference and fine-tuning jobs. Submit a job, follow its events, fetch its result; or use the OpenAI
+clients with `/v1` of this server as their base URL.
+
+Every error has the body `{"error": {"message", "type", "param", "code"}}`; programs test `code`. Every answer has an
+`x-request-id`.
+"""
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """The application over one queue server. Raises ConfigurationError for a catalogue that cannot be read."""
+    # Opened here and not in the lifespan, so that a bad setting is an error of the start and not of the server.
+    # Nothing is connected yet.
+    services = Services.connect(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        events = connect_async(settings.redis_url)
+        app.state.api = Api(settings, services, events)
+        try:
+            yield
+        finally:
+            await events.aclose()
+            services.jobs.redis.close()
+
+    app = FastAPI(title="Tandem", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    errors.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(RequireKey, settings=settings)
+    app.add_middleware(RequestId)
+
+    v1 = APIRouter(
+        prefix="/v1",
+        dependencies=[Depends(bearer)],
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    for routes in (jobs, chat, embeddings, files, models, adapters):
+        v1.include_router(routes.router)
+    app.include_router(v1)
+    app.include_router(health.router)
+    return app

@@ -1,0 +1,50 @@
+"""Trained adapters: what there is, where it came from, and its files."""
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from api.dependencies import ServicesDep
+from api.views import AdapterView, Deleted, Page
+from tandem.errors import UnknownArtifact
+
+router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+
+@router.get("")
+def list_adapters(services: ServicesDep) -> Page[AdapterView]:
+    """Every adapter, newest first."""
+    manifests = services.adapters.list()
+    return Page.of([AdapterView.of(one) for one in manifests], [one.id for one in manifests])
+
+
+# Ids hold colons, and slashes where the base is a hub id. A path takes all it can: the longer route comes first.
+@router.get(
+    "/{adapter:path}/download",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/zip": {}}, "description": "The PEFT folder"}},
+)
+def download_adapter(adapter: str, services: ServicesDep) -> StreamingResponse:
+    """The PEFT folder as a zip file: unpacked, `PeftModel.from_pretrained` loads it."""
+    manifest = services.adapters.get(adapter)
+    for name, digest in manifest.files.items():
+        if not services.artifacts.exists(digest):
+            raise UnknownArtifact(f"{name} of adapter {adapter} is gone from the artifact store")
+    file_name = manifest.id.replace(":", "_").replace("/", "_")
+    return StreamingResponse(
+        services.adapters.archive(manifest),
+        media_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="{file_name}.zip"'},
+    )
+
+
+@router.get("/{adapter:path}")
+def get_adapter(adapter: str, services: ServicesDep) -> AdapterView:
+    """One adapter's manifest."""
+    return AdapterView.of(services.adapters.get(adapter))
+
+
+@router.delete("/{adapter:path}")
+def delete_adapter(adapter: str, services: ServicesDep) -> Deleted:
+    """Withdraw an adapter: no new job may name it. Jobs that run with it end as they would have."""
+    services.adapters.delete(adapter)
+    return Deleted(id=adapter, object="adapter")

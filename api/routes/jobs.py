@@ -1,0 +1,165 @@
+"""Jobs: submit, look, list, cancel, follow, fetch the result."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi.openapi.models import Example
+from pydantic_core import to_json
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import Owner
+from api.dependencies import ApiDep, IdempotencyKey, ServicesDep
+from api.errors import ErrorBody, error_body
+from api.views import JobDetail, JobView, Page
+from api.waiting import succeeded
+from tandem.errors import QueueUnavailable, ResultNotReady
+from tandem.events import BEGINNING, JobEvent, read_events
+from tandem.job import JobKind, JobState
+from tandem.specs import NAME_PATTERN, JobSpec
+
+MAX_PAGE = 100
+"""Jobs in one page: each record is read whole."""
+HEARTBEAT_SECONDS = 15
+"""A comment in a silent event stream, often enough for proxies that close idle connections after 30 s or more."""
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+EXAMPLES: dict[str, Example] = {
+    "chat": {
+        "summary": "Answer a question",
+        "value": {
+            "kind": "inference",
+            "task": "text-generation",
+            "model": "smollm2-135m-instruct",
+            "inputs": [{"role": "user", "content": "What is the capital of France?"}],
+            "parameters": {"max_new_tokens": 32},
+        },
+    },
+    "embeddings": {
+        "summary": "Embed two texts",
+        "value": {
+            "kind": "inference",
+            "task": "feature-extraction",
+            "model": "all-minilm-l6-v2",
+            "inputs": ["a red apple", "a ripe fruit"],
+        },
+    },
+    "finetune": {
+        "summary": "Train an adapter on an uploaded file",
+        "value": {
+            "kind": "finetune",
+            "model": "smollm2-135m-instruct",
+            "training_file": "file-0123456789abcdef01234567",
+            "suffix": "support",
+            "hyperparameters": {"epochs": 2},
+        },
+    },
+}
+
+
+@router.post("", status_code=202, responses={200: {"model": JobDetail, "description": "The key's first job"}})
+def submit_job(
+    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],
+    services: ServicesDep,
+    owner: Owner,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobDetail:
+    """Queue a job. The answer comes at once; `Location` is where to follow it.
+
+    With an `Idempotency-Key` that was used before, and the same body, the answer is 200 and the job of the first
+    time; with another body it is 409.
+    """
+    submitted = services.submission.submit(spec, owner=owner, idempotency_key=idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
+    if not submitted.created:
+        response.status_code = 200
+    return JobDetail.of(submitted.job)
+
+
+@router.get("")
+def list_jobs(
+    services: ServicesDep,
+    state: JobState | None = None,
+    kind: JobKind | None = None,
+    model: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+    after: Annotated[str | None, Query(description="The `last_id` of the page before")] = None,
+) -> Page[JobView]:
+    """Jobs, newest first, without their specs and results."""
+    cursor = None if after is None else services.jobs.get(after).sequence
+    jobs = services.jobs.list(state=state, kind=kind, model=model, after=cursor, limit=limit + 1)
+    return Page.of([JobView.of(job) for job in jobs], [job.id for job in jobs], limit=limit)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, services: ServicesDep) -> JobDetail:
+    """A job as it stands, with its spec, and its result once it has one."""
+    return JobDetail.of(services.jobs.get(job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, services: ServicesDep) -> JobDetail:
+    """Cancel a queued job at once, and ask a running one to stop; an ended one stays as it is."""
+    return JobDetail.of(services.jobs.cancel(job_id))
+
+
+@router.get("/{job_id}/result", responses={409: {"model": ErrorBody, "description": "It has not ended yet"}})
+def get_result(job_id: str, services: ServicesDep) -> Any:
+    """The result alone. A failed job answers with its failure, a cancelled or unfinished one with 409."""
+    job = services.jobs.get(job_id)
+    if not job.state.is_terminal:
+        raise ResultNotReady(
+            f"job {job_id} is {job.state}; GET /v1/jobs/{job_id}/events says when it ends", param="job_id"
+        )
+    return succeeded(job).result
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "The events"},
+        204: {"description": "The job has ended, and nothing comes after the id"},
+    },
+)
+async def follow_job(
+    job_id: str,
+    api: ApiDep,
+    last_event_id: Annotated[
+        str, Header(alias="Last-Event-ID", pattern=r"^\d{1,20}-\d{1,20}$", description="Go on after this event")
+    ] = BEGINNING,
+) -> Response:
+    """The job's events as server-sent events: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `cancel`.
+
+    From the beginning, or after `Last-Event-ID`, until the `state` event that ends the job. An `error` event means
+    that the queue's server went away: connect again with the last id. 204: nothing comes after that id any more.
+    """
+    job = await run_in_threadpool(api.services.jobs.get, job_id)
+    reader = read_events(api.events, job_id, last_event_id)
+    first: JobEvent | None = None
+    if job.state.is_terminal:
+        # An EventSource connects again for ever unless it is told that nothing will come.
+        first = await anext(reader, None)
+        if first is None:
+            return Response(status_code=204)
+    return EventSourceResponse(_sent(first, reader), ping=HEARTBEAT_SECONDS, sep="\n")
+
+
+async def _sent(first: JobEvent | None, rest: AsyncIterator[JobEvent | None]) -> AsyncIterator[ServerSentEvent]:
+    if first is not None:
+        yield _event(first)
+    try:
+        async for event in rest:
+            if event is not None:
+                yield _event(event)
+    except QueueUnavailable as error:
+        yield ServerSentEvent(error_body(error).model_dump_json(), event="error", sep="\n")
+
+
+def _event(event: JobEvent) -> ServerSentEvent:
+    # JSON has no NaN, which a diverging loss is: null, as in every other answer.
+    data = to_json(event.data, inf_nan_mode="null").decode()
+    return ServerSentEvent(data, event=event.type, id=event.id, sep="\n")

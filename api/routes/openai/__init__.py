@@ -1,0 +1,1 @@
+"""Synchronous doors in OpenAI's shapes: each submits an ordinary job, waits for it and answers."""

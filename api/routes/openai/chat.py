@@ -1,0 +1,188 @@
+"""`POST /v1/chat/completions`: a text-generation job, waited for or streamed."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import Owner
+from api.dependencies import ApiDep, IdempotencyKey
+from api.errors import error_body
+from api.routes.jobs import HEARTBEAT_SECONDS
+from api.routes.openai.chat_request import ChatRequest
+from api.routes.openai.job_header import JOB_HEADER
+from api.routes.openai.streamed_text import StreamedText
+from api.waiting import Waiting, while_connected
+from tandem.errors import TandemError
+from tandem.events import JobEvent
+from tandem.job import Job
+
+router = APIRouter(tags=["openai"])
+
+FinishReason = Literal["stop", "length"]
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, result: dict[str, Any]) -> "Usage":
+        prompt, completion = result["prompt_tokens"], result["completion_tokens"]
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int = 0
+    delta: Delta
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+@router.post("/chat/completions", response_model=ChatCompletion)
+async def create_chat_completion(
+    body: ChatRequest,
+    request: Request,
+    response: Response,
+    api: ApiDep,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
+) -> ChatCompletion | Response:
+    """Answer a conversation; with `stream: true` as server-sent events that end in `data: [DONE]`.
+
+    The job behind it is named in the `x-tandem-job` header. A client that leaves cancels the job, unless it sent an
+    `Idempotency-Key` to come back with. `temperature` is 1 by default, as OpenAI documents it.
+    """
+    submitted = await run_in_threadpool(
+        api.services.submission.submit, body.spec(), owner=owner, idempotency_key=idempotency_key
+    )
+    waiting = Waiting(api, submitted.job, is_shared=idempotency_key is not None)
+    if body.stream:
+        return await _streamed(body, request, waiting, submitted.job)
+    response.headers[JOB_HEADER] = submitted.job.id
+    async with waiting.cancelled_if_abandoned():
+        job = await while_connected(request, waiting.end())
+    message = AnswerMessage(content=job.result["generated_text"])
+    return ChatCompletion(
+        id=_completion_id(job),
+        created=int(job.created_at),
+        model=body.model,
+        choices=[Choice(message=message, finish_reason=job.result["finish_reason"])],
+        usage=Usage.of(job.result),
+    )
+
+
+async def _streamed(body: ChatRequest, request: Request, waiting: Waiting, job: Job) -> Response:
+    """The stream, opened at the first text: a job that fails before any is answered with its error's status."""
+    events = waiting.events()
+    async with waiting.cancelled_if_abandoned():
+        first = await while_connected(request, _first_text(events, waiting))
+    stream = ChatStream(body, job)
+    return EventSourceResponse(
+        stream.sent(first, events, waiting), ping=HEARTBEAT_SECONDS, sep="\n", headers={JOB_HEADER: job.id}
+    )
+
+
+async def _first_text(events: AsyncIterator[JobEvent], waiting: Waiting) -> JobEvent | None:
+    """The first `tokens` event; None if the job has succeeded without one. Raises what it failed with."""
+    async for event in events:
+        if event.type == "tokens":
+            return event
+    await waiting.result()
+    return None
+
+
+class ChatStream:
+    """One answer in chunks."""
+
+    def __init__(self, body: ChatRequest, job: Job) -> None:
+        self._body = body
+        self._job = job
+        self._text = StreamedText()
+
+    async def sent(
+        self, first: JobEvent | None, rest: AsyncIterator[JobEvent], waiting: Waiting
+    ) -> AsyncIterator[ServerSentEvent]:
+        """The chunks; an error after the first of them is an event too, since the status is sent."""
+        async with waiting.cancelled_if_abandoned():
+            try:
+                yield self._chunk(Delta(role="assistant", content=""))
+                if first is not None:
+                    yield self._chunk(Delta(content=self._text.add(first.data["text"])))
+                    async for event in rest:
+                        if piece := self._new_text(event):
+                            yield self._chunk(Delta(content=piece))
+                result = (await waiting.result()).result
+                if piece := self._text.finish(result["generated_text"]):
+                    yield self._chunk(Delta(content=piece))
+            except TandemError as error:
+                yield ServerSentEvent(error_body(error).model_dump_json(), sep="\n")
+                return
+            yield self._chunk(Delta(), result["finish_reason"])
+            if self._body.stream_options is not None and self._body.stream_options.include_usage:
+                yield self._event([], Usage.of(result))
+            yield ServerSentEvent("[DONE]", sep="\n")
+
+    def _new_text(self, event: JobEvent) -> str:
+        if event.type == "tokens":
+            return self._text.add(event.data["text"])
+        if event.type == "state" and event.data["state"] == "running":
+            self._text.restart()
+        return ""
+
+    def _chunk(self, delta: Delta, finish_reason: FinishReason | None = None) -> ServerSentEvent:
+        return self._event([ChunkChoice(delta=delta, finish_reason=finish_reason)], None)
+
+    def _event(self, choices: list[ChunkChoice], usage: Usage | None) -> ServerSentEvent:
+        chunk = ChatChunk(
+            id=_completion_id(self._job),
+            created=int(self._job.created_at),
+            model=self._body.model,
+            choices=choices,
+            usage=usage,
+        )
+        return ServerSentEvent(chunk.model_dump_json(), sep="\n")
+
+
+def _completion_id(job: Job) -> str:
+    return f"chatcmpl-{job.id}"

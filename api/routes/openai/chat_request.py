@@ -1,0 +1,110 @@
+"""OpenAI's chat request, and the text-generation spec that it stands for."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tandem.specs import (
+    MAX_INPUT_CHARACTERS,
+    MAX_MESSAGES,
+    MAX_NEW_TOKENS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    ChatMessage,
+    GenerationParameters,
+    Name,
+    Spec,
+    TextGenerationSpec,
+)
+
+DEFAULT_MAX_TOKENS = 256
+"""Tokens of an answer if the request names no limit (OpenAI's has none: one client could fill a whole context)."""
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
+
+
+class TextPart(Spec):
+    """A part of a message; only text is taken."""
+
+    type: Literal["text"]
+    text: str = Field(max_length=MAX_INPUT_CHARACTERS)
+
+
+class RequestMessage(Spec):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[TextPart, ...]
+    """A text, or a list of text parts, which are joined line by line."""
+
+    def message(self) -> ChatMessage:
+        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        # "developer" is OpenAI's new name of "system"; chat templates know the old one.
+        return ChatMessage(role="system" if self.role == "developer" else self.role, content=content)
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> Self:
+        length = (
+            len(self.content) if isinstance(self.content, str) else sum(len(part.text) + 1 for part in self.content)
+        )
+        if length > MAX_INPUT_CHARACTERS:
+            raise ValueError(f"`content` has more than {MAX_INPUT_CHARACTERS} characters")
+        return self
+
+
+class StreamOptions(Spec):
+    include_usage: bool = False
+    """End the stream with a chunk that counts the tokens."""
+
+
+class ChatRequest(Spec):
+    """OpenAI's chat request. What is not here is refused by name."""
+
+    model: Annotated[Name, Field(examples=["smollm2-135m-instruct"])]
+    """A base model, or an adapter's id."""
+    messages: Annotated[
+        tuple[RequestMessage, ...],
+        Field(
+            min_length=1,
+            max_length=MAX_MESSAGES,
+            examples=[[{"role": "user", "content": "What is the capital of France?"}]],
+        ),
+    ]
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    """The newer name of `max_tokens`."""
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    """OpenAI's default; 0 is greedy. A job submitted by POST /v1/jobs is greedy by default."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: StopString | Annotated[tuple[StopString, ...], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] = 1
+    user: str | None = None
+    """Taken and not used."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        if both and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("`max_tokens` and `max_completion_tokens` name two limits; give one")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("`stream_options` needs `stream: true`")
+        return self
+
+    def spec(self) -> TextGenerationSpec:
+        """The job that answers this request."""
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        return TextGenerationSpec(
+            task="text-generation",
+            model=self.model,
+            inputs=tuple(message.message() for message in self.messages),
+            parameters=GenerationParameters(
+                max_new_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                seed=self.seed,
+                stop=stop,
+            ),
+            stream=self.stream,
+        )

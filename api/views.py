@@ -1,0 +1,160 @@
+"""What the API shows: one model for each object, the public fields alone."""
+
+from typing import Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel
+
+from tandem.adapters import AdapterManifest
+from tandem.catalogue import CatalogueEntry
+from tandem.files import Purpose, StoredFile
+from tandem.job import Failure, Job, JobKind, JobState
+from tandem.specs import LoraMethod, Task
+
+OWNED_BY_TANDEM = "tandem"
+UNDATED = 0
+"""`created` of a base model: OpenAI's shape wants a time, the catalogue has none."""
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """Part of a list; ask for more with `after=<last_id>` while `has_more`."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
+
+    @classmethod
+    def of(cls, items: list[Item], ids: list[str], *, limit: int | None = None) -> Self:
+        """The page of up to `limit` items; one more than that, if given, says that there are more."""
+        shown = ids if limit is None else ids[:limit]
+        return cls(
+            data=items[: len(shown)],
+            has_more=len(ids) > len(shown),
+            first_id=shown[0] if shown else None,
+            last_id=shown[-1] if shown else None,
+        )
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: Literal[True] = True
+
+
+class JobView(BaseModel):
+    """A job as lists show it. Times are seconds since the epoch."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: JobKind
+    task: str
+    model: str
+    adapter: str | None
+    state: JobState
+    attempt: int
+    cancel_requested: bool
+    progress: dict[str, Any] | None
+    failure: Failure | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        return cls(**_public(job))
+
+
+class JobDetail(JobView):
+    """A job with all that was asked and answered."""
+
+    spec: dict[str, Any]
+    result: Any = None
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        return cls(**_public(job), spec=job.spec, result=job.result)
+
+
+def _public(job: Job) -> dict[str, Any]:
+    fields = job.model_dump(include=set(JobView.model_fields))
+    return fields | {"task": job.spec["task"], "adapter": job.spec.get("adapter")}
+
+
+class FileView(BaseModel):
+    """An uploaded file, in OpenAI's shape."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: Purpose
+    status: Literal["processed"] = "processed"
+
+    @classmethod
+    def of(cls, file: StoredFile) -> Self:
+        return cls(**file.model_dump(include={"id", "bytes", "created_at", "filename", "purpose"}))
+
+
+class ModelView(BaseModel):
+    """What a job may name as its model, in OpenAI's shape and with what vLLM adds to it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str
+    """The base model."""
+    parent: str | None
+    """Of an adapter: the model that it was trained on."""
+    base: str | None
+    """The same, in this service's own word."""
+    tasks: tuple[Task, ...]
+
+    @classmethod
+    def of_base(cls, entry: CatalogueEntry) -> Self:
+        return cls(
+            id=entry.name,
+            created=UNDATED,
+            owned_by=OWNED_BY_TANDEM,
+            root=entry.name,
+            parent=None,
+            base=None,
+            tasks=entry.tasks,
+        )
+
+    @classmethod
+    def of_adapter(cls, manifest: AdapterManifest) -> Self:
+        return cls(
+            id=manifest.id,
+            created=int(manifest.created_at),
+            owned_by=manifest.owner,
+            root=manifest.base,
+            parent=manifest.base,
+            base=manifest.base,
+            tasks=(manifest.task,),
+        )
+
+
+class AdapterView(BaseModel):
+    """A published adapter: where it came from and how good it was. Its files come with `/download`."""
+
+    id: str
+    object: Literal["adapter"] = "adapter"
+    owner: str
+    base: str
+    base_revision: str | None
+    task: Task
+    method: LoraMethod
+    job_id: str
+    training_data: str
+    validation_data: str | None
+    metrics: dict[str, Any]
+    created_at: float
+
+    @classmethod
+    def of(cls, manifest: AdapterManifest) -> Self:
+        return cls(**manifest.model_dump(exclude={"files"}))

@@ -1,0 +1,70 @@
+"""`tandem adapters`: list, show, download, delete."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tandem.cli.tables import adapter_table, adapters_table, print_json, print_table
+from tandem.client import Tandem
+
+adapters = typer.Typer(help="List, show, download and delete trained adapters.")
+
+AdapterId = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@adapters.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """List, show, download and delete trained adapters; without a command, list them."""
+    if context.invoked_subcommand is None:
+        list_adapters()
+
+
+@adapters.command("list")
+def list_adapters(*, as_json: AsJson = False) -> None:
+    """List the adapters, newest first."""
+    with Tandem() as client:
+        found = client.adapters()
+    if as_json:
+        print_json([adapter.record for adapter in found])
+    else:
+        print_table(adapters_table(found, time.time()), empty="no adapters yet; a fine-tuning job makes one")
+
+
+@adapters.command("show")
+def show(adapter: AdapterId, *, as_json: AsJson = False) -> None:
+    """Show where an adapter comes from, and its metrics."""
+    with Tandem() as client:
+        found = client.adapter(adapter)
+    if as_json:
+        print_json(found.record)
+    else:
+        print_table(adapter_table(found))
+
+
+@adapters.command("download")
+def download(
+    adapter: AdapterId,
+    folder: Annotated[Path, typer.Argument(help="Where its files go; the folder is made if need be.")],
+) -> None:
+    """Write an adapter's PEFT folder, which `PeftModel.from_pretrained` loads."""
+    with Tandem() as client:
+        target = client.download_adapter(adapter, folder)
+    for path in sorted(target.iterdir()):
+        typer.echo(str(path))
+
+
+@adapters.command("delete")
+def delete(
+    adapter: AdapterId,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Withdraw an adapter: no new job may name it."""
+    if not yes:
+        typer.confirm(f"Delete {adapter}?", abort=True)
+    with Tandem() as client:
+        client.delete_adapter(adapter)
+    typer.echo(f"{adapter} is deleted")

@@ -1,0 +1,18 @@
+"""`tandem models`: what a job may name as its model."""
+
+from typing import Annotated
+
+import typer
+
+from tandem.cli.tables import models_table, print_json, print_table
+from tandem.client import Tandem
+
+
+def models(*, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """List the models of the catalogue, and the adapters."""
+    with Tandem() as client:
+        found = client.models()
+    if as_json:
+        print_json([model.record for model in found])
+    else:
+        print_table(models_table(found), empty="the catalogue is empty")

@@ -1,0 +1,160 @@
+"""Tables and lines, and how the commands print them; nothing here asks the service."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tandem.client import Adapter, JobEvent, JobHandle, Model
+from tandem.job import JobState
+
+STATE_STYLES = {
+    JobState.QUEUED: "yellow",
+    JobState.RUNNING: "cyan",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "magenta",
+}
+PIPE_COLUMNS = 200
+"""Width where the output is no terminal: a line stays one line for `grep` and `awk`."""
+
+
+def output() -> Console:
+    """Standard output: as wide as the terminal, and wide enough for every column where it is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
+
+
+def print_table(made: Table, *, empty: str = "") -> None:
+    """The table; `empty` instead where it has no rows."""
+    if made.row_count:
+        output().print(made)
+    else:
+        typer.echo(empty)
+
+
+def print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(*columns: str) -> Table:
+    """An empty table in the one look that all commands have."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def jobs_table(jobs: Iterable[JobHandle], now: float) -> Table:
+    """Jobs, one a line; `now` is in seconds since the epoch."""
+    made = table("job", "kind", "task", "model", "state", "attempt", "progress", "age", "took")
+    for job in jobs:
+        made.add_row(
+            job.id,
+            job.kind,
+            job.task,
+            job.adapter or job.model,
+            Text(job.state, STATE_STYLES[job.state]),
+            str(job.attempt),
+            progress_text(job.progress),
+            duration_text(now - job.created_at),
+            "" if job.started_at is None else duration_text((job.finished_at or now) - job.started_at),
+        )
+    return made
+
+
+def adapters_table(adapters: Iterable[Adapter], now: float) -> Table:
+    made = table("adapter", "base", "method", "loss before", "loss after", "age")
+    for adapter in adapters:
+        made.add_row(
+            adapter.id,
+            adapter.base,
+            f"{adapter.method['type']} r={adapter.method['r']}",
+            number_text(adapter.metrics.get("validation_loss_before")),
+            number_text(adapter.metrics.get("validation_loss_after")),
+            duration_text(now - adapter.created_at),
+        )
+    return made
+
+
+def adapter_table(adapter: Adapter) -> Table:
+    """One adapter, a line for each thing known of it."""
+    made = table("", "")
+    made.show_header = False
+    for name, value in adapter.record.items():
+        if isinstance(value, Mapping):
+            shown = "\n".join(f"{key}: {_short_text(inner)}" for key, inner in value.items())
+        elif name == "created_at":
+            shown = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(adapter.created_at))
+        else:
+            shown = number_text(value)
+        made.add_row(Text(name, "bold"), shown)
+    return made
+
+
+def models_table(models: Iterable[Model]) -> Table:
+    made = table("model", "tasks", "base")
+    for model in models:
+        made.add_row(model.id, ", ".join(model.tasks), model.base or "")
+    return made
+
+
+def progress_text(progress: Mapping[str, Any] | None) -> str:
+    """`30/140` of a training's steps or of a job's inputs; empty where nothing is known."""
+    if not progress:
+        return ""
+    done, total = progress.get("step", progress.get("done")), progress.get("total_steps", progress.get("total"))
+    if done is None:
+        return ""
+    return f"{done}/{total}" if total else str(done)
+
+
+def duration_text(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min`, `2 h`, `5 d`: the largest unit that fits, for people."""
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def number_text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _short_text(value: object) -> str:
+    """A value inside another one; of a long list, such as a training's history, only its length."""
+    return f"{len(value)} entries (--json shows them)" if isinstance(value, list) else number_text(value)
+
+
+def event_line(event: JobEvent) -> Text:
+    """An event as one line."""
+    line = Text(f"{event_time(event)}  {event.type:<10} ", "dim")
+    match event.type:
+        case "state":
+            state = JobState(event.data["state"])
+            attempt = event.data.get("attempt")
+            return line.append(state, STATE_STYLES[state]).append(f"  attempt {attempt}" if attempt else "", "dim")
+        case "progress":
+            return line.append(progress_text(event.data))
+        case "metrics":
+            return line.append(f"step {event.data['step']}  {loss_text(event.data)}")
+        case _:
+            return line.append("  ".join(f"{name} {number_text(value)}" for name, value in event.data.items()))
+
+
+def loss_text(metrics: Mapping[str, Any]) -> str:
+    """The loss, and the speed where it is known."""
+    speed = metrics.get("tokens_per_second")
+    return f"loss {metrics['loss']:.3f}" + (f"  {speed:.0f} tokens/s" if speed else "")
+
+
+def event_time(event: JobEvent) -> str:
+    """The event's local time of day: a stream's ids begin with milliseconds since the epoch."""
+    return time.strftime("%H:%M:%S", time.localtime(int(event.id.partition("-")[0]) / 1000))

@@ -1,0 +1,30 @@
+"""The text of a streamed job, from its `tokens` events."""
+
+from collections.abc import Iterable, Iterator
+
+from tandem.client.event_stream import JobEvent
+from tandem.errors import WorkerLost
+
+
+def new_text(events: Iterable[JobEvent]) -> Iterator[str]:
+    """The pieces of the text, each once, also if the worker is lost and the next attempt begins anew.
+
+    A new attempt's text is held back as far as it repeats what was yielded already. Raises WorkerLost if it says
+    something else: what was yielded cannot be taken back.
+    """
+    yielded = written = ""
+    for event in events:
+        if event.type == "state" and event.data["state"] == "running":
+            written = ""
+        if event.type != "tokens":
+            continue
+        written += event.data["text"]
+        shared = min(len(written), len(yielded))
+        if written[:shared] != yielded[:shared]:
+            raise WorkerLost(
+                "the worker was lost, and the next attempt writes another text; ask again, with a seed or at "
+                "temperature 0 so that every attempt writes the same"
+            )
+        if len(written) > len(yielded):
+            piece, yielded = written[len(yielded) :], written
+            yield piece

@@ -1,0 +1,44 @@
+"""The workers that are alive, as they say themselves.
+
+Keys: `tandem:worker:<id>` the worker's own description (JSON), which expires unless it is renewed.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+from tandem.job_store import PREFIX, JobStore, queue_errors
+from tandem.settings import Role
+
+
+class WorkerInfo(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    roles: tuple[Role, ...]
+    resident: tuple[str, ...]
+    """Names of the models in its memory."""
+    running: int
+    """Attempts that it executes now."""
+    started_at: float
+
+
+class WorkerRegistry:
+    def __init__(self, jobs: JobStore) -> None:
+        self._redis = jobs.redis
+
+    def announce(self, info: WorkerInfo, *, seconds: float) -> None:
+        """Be listed for so long. Raises QueueUnavailable."""
+        with queue_errors():
+            self._redis.set(f"{PREFIX}worker:{info.id}", info.model_dump_json(), px=int(seconds * 1000))
+
+    def withdraw(self, worker_id: str) -> None:
+        with queue_errors():
+            self._redis.delete(f"{PREFIX}worker:{worker_id}")
+
+    def list(self) -> list[WorkerInfo]:
+        with queue_errors():
+            keys = sorted(self._redis.scan_iter(f"{PREFIX}worker:*"))
+            records = self._redis.mget(keys) if keys else []
+        return [WorkerInfo.model_validate_json(record) for record in records if record]

@@ -1,0 +1,28 @@
+"""What every group of tests shares: one real Valkey server a session, emptied before each test that uses it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.valkey_server import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[ValkeyServer]:
+    """The session's server, as the last test left it: use `valkey_url`, which empties it first."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_url(shared_valkey: ValkeyServer) -> str:
+    """The URL of an empty Valkey server, which the test must leave running."""
+    shared_valkey.flush()
+    return shared_valkey.url
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[ValkeyServer]:
+    """A server of the test's own, to pause, kill and restart."""
+    with ValkeyServer() as server:
+        yield server

@@ -1,0 +1,174 @@
+"""Training, from the outside: an adapter is learned beside a model that goes on serving."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from tandem.errors import Cancelled, InvalidRequest
+from tandem.specs import Hyperparameters, LoraMethod
+from tests.unit.training.tiny import chat, chatml_tokenizer, colour_rows, tiny_llama
+from worker.training import loop
+from worker.training.loop import TrainingOutcome, train
+from worker.training.turns import Turns
+
+# PEFT 0.21 reads a property that transformers 5.23 has renamed, when it loads an adapter.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+IDS = torch.arange(16).reshape(1, 16) + 30
+
+
+@pytest.fixture
+def resident() -> LlamaForCausalLM:
+    """A model that is loaded and ready to serve."""
+    return tiny_llama()
+
+
+def learn_colours(
+    resident: LlamaForCausalLM,
+    folder: Path,
+    turns: Turns | None = None,
+    events: list[dict[str, Any]] | None = None,
+    method: LoraMethod | None = None,
+    steps: int = 8,
+) -> TrainingOutcome:
+    rows = colour_rows()
+    return train(
+        resident,
+        chatml_tokenizer(),
+        base_name="tiny-llama",
+        training_rows=rows,
+        validation_rows=rows[:4],
+        method=method or LoraMethod(r=4),
+        hyperparameters=Hyperparameters(max_steps=steps, batch_size=4, learning_rate=2e-2),
+        turns=turns or Turns(quantum_seconds=0.02),
+        on_event=(events if events is not None else []).append,
+        check=lambda: None,
+        folder=folder,
+    )
+
+
+def test_training_writes_an_adapter_that_peft_loads(
+    resident: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder holds PEFT's two files; on a fresh copy of the base it gives the logits that training ended with."""
+    at_the_end: list[torch.Tensor] = []
+    save = loop._save
+
+    def look_and_save(model: PeftModel, folder: Path) -> None:
+        model.eval()
+        with torch.no_grad():
+            at_the_end.append(_without_boundaries(model)(input_ids=IDS).logits)
+        save(model, folder)
+
+    monkeypatch.setattr(loop, "_save", look_and_save)
+    learn_colours(resident, tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny-llama"
+    reloaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    with torch.no_grad():
+        logits = reloaded(input_ids=IDS).logits
+        assert torch.equal(logits, at_the_end[0])
+        assert not torch.allclose(logits, resident(input_ids=IDS).logits), "nothing was learned"
+
+
+def _without_boundaries(model: PeftModel) -> PeftModel:
+    """The trained model, free to run outside of a turn."""
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+    return model
+
+
+def test_the_model_that_serves_does_not_change(resident: LlamaForCausalLM, tmp_path: Path) -> None:
+    """Training reads the resident's weights and writes none of them."""
+    with torch.no_grad():
+        before = resident(input_ids=IDS).logits
+    learn_colours(resident, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(resident(input_ids=IDS).logits, before)
+    assert not resident.training
+
+
+def test_serving_goes_on_within_a_training_step(resident: LlamaForCausalLM, tmp_path: Path) -> None:
+    """Serving gets its turns at the boundaries of layers, many within each step."""
+    turns = Turns(quantum_seconds=0.0)
+    over = threading.Event()
+    served_at_step = {0: 0}
+    events: list[dict[str, Any]] = []
+
+    def serve() -> None:
+        while not over.is_set():
+            with turns.serving(), torch.no_grad():
+                resident(input_ids=IDS)
+            step = max((event["step"] for event in events if event["type"] == "progress"), default=0)
+            served_at_step[step] = served_at_step.get(step, 0) + 1
+
+    server = threading.Thread(target=serve)
+    server.start()
+    learn_colours(resident, tmp_path, turns, events)
+    over.set()
+    server.join(20)
+    assert not server.is_alive()
+    # Three layers, forward and backward, and a chunk of the loss: seven boundaries a step.
+    assert sum(served_at_step.values()) > 8 * 3
+
+
+def test_the_loss_is_measured_before_and_after(resident: LlamaForCausalLM, tmp_path: Path) -> None:
+    """On rows kept for validation, as a mean over the tokens of their answers."""
+    outcome = learn_colours(resident, tmp_path, steps=30)
+    assert outcome.validation_loss_before is not None
+    assert outcome.validation_loss_after is not None
+    assert outcome.validation_loss_after < outcome.validation_loss_before - 0.5
+
+
+def test_events_report_every_step(resident: LlamaForCausalLM, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    learn_colours(resident, tmp_path, events=events)
+    assert [event["step"] for event in events if event["type"] == "progress"] == list(range(1, 9))
+    losses = [event["loss"] for event in events if event["type"] == "metrics"]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+
+
+def test_a_cancelled_training_stops_within_a_step(resident: PreTrainedModel, tmp_path: Path) -> None:
+    """What `check` raises comes out of `train`; there is no adapter, and the device is free."""
+    turns, steps = Turns(quantum_seconds=0.02), 0
+
+    def check() -> None:
+        if steps == 2:
+            raise Cancelled
+
+    def count(event: dict[str, Any]) -> None:
+        nonlocal steps
+        steps = event["step"]
+
+    with pytest.raises(Cancelled):
+        train(
+            resident,
+            chatml_tokenizer(),
+            base_name="tiny-llama",
+            training_rows=[chat("red", "stop")],
+            validation_rows=None,
+            method=LoraMethod(),
+            hyperparameters=Hyperparameters(max_steps=1000),
+            turns=turns,
+            on_event=count,
+            check=check,
+            folder=tmp_path / "adapter",
+        )
+    assert steps == 2
+    assert not (tmp_path / "adapter").exists()
+    with turns.serving():
+        pass
+
+
+def test_a_layer_that_the_model_lacks_is_named(resident: LlamaForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no linear layer called query; it has down_proj") as raised:
+        learn_colours(resident, tmp_path, method=LoraMethod(target_modules=("query",)))
+    assert raised.value.param == "method.target_modules"

@@ -1,0 +1,142 @@
+"""What the client does about refusals, lost connections and errors."""
+
+import socket
+
+import pytest
+
+from tandem import (
+    AuthenticationFailed,
+    NotFound,
+    PromptTooLong,
+    QueueUnavailable,
+    ServiceUnreachable,
+    Tandem,
+    TandemError,
+    UnknownModel,
+)
+from tandem.client import transport
+from tandem.client.transport import error_of
+from tests.unit.client.stand_in_server import Answer, StandInServer
+
+JOB = {
+    "id": "job_1",
+    "kind": "inference",
+    "task": "text-generation",
+    "model": "m",
+    "state": "queued",
+    "attempt": 0,
+    "created_at": 1.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "FIRST_PAUSE_SECONDS", 0.001)
+
+
+def test_a_refused_request_is_sent_again_after_the_pause_that_the_service_asks_for(
+    client: Tandem, server: StandInServer
+) -> None:
+    server.answers = [Answer.error("queue_unavailable", 503, Retry_After="0"), Answer.json(JOB)]
+    assert client.get("job_1").id == "job_1"
+    assert len(server.asked) == 2
+
+
+def test_a_service_that_stays_away_is_asked_a_bounded_number_of_times(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer.error("queue_unavailable", 503, "the queue is gone", Retry_After="0")]
+    with pytest.raises(QueueUnavailable, match="the queue is gone"):
+        client.get("job_1")
+    assert len(server.asked) == 1 + transport.RETRIES
+
+
+def test_a_pause_longer_than_anyone_waits_is_not_waited_for(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer.error("queue_unavailable", 503, Retry_After="3600")]
+    with pytest.raises(QueueUnavailable):
+        client.get("job_1")
+    assert len(server.asked) == 1
+
+
+def test_a_submission_whose_answer_is_lost_is_repeated_with_the_same_key(
+    client: Tandem, server: StandInServer
+) -> None:
+    """So the service knows that it is the same job."""
+    server.answers = [Answer(cut=True), Answer.json(JOB, 202)]
+    client.submit("text-generation", "hello", model="m")
+    first, second = server.asked
+    assert first.body == second.body
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+
+
+def test_two_submissions_have_two_keys_and_a_key_of_the_caller_is_sent(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer.json(JOB, 202)]
+    client.submit("text-generation", "hello", model="m")
+    client.submit("text-generation", "hello", model="m")
+    client.submit("text-generation", "hello", model="m", idempotency_key="mine")
+    keys = [asked.headers["Idempotency-Key"] for asked in server.asked]
+    assert len(set(keys)) == 3
+    assert keys[2] == "mine"
+
+
+def test_an_upload_whose_answer_is_lost_is_not_repeated(client: Tandem, server: StandInServer) -> None:
+    """It would be a second file."""
+    server.answers = [Answer(cut=True)]
+    with pytest.raises(ServiceUnreachable):
+        client.upload([{"prompt": "a", "completion": "b"}])
+    assert len(server.asked) == 1
+
+
+def test_an_upload_that_was_refused_is_repeated_whole(client: Tandem, server: StandInServer) -> None:
+    file = {"id": "file-1", "filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 3, "created_at": 1}
+    server.answers = [Answer.error("queue_unavailable", 503, Retry_After="0"), Answer.json(file)]
+    client.upload([{"prompt": "a", "completion": "ß"}])
+    assert all('{"prompt": "a", "completion": "ß"}'.encode() in asked.body for asked in server.asked)
+    assert len(server.asked) == 2
+
+
+def test_a_request_that_is_at_fault_is_sent_once(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer.error("model_not_found", 404, "no model 'm'")]
+    with pytest.raises(UnknownModel, match="no model 'm'"):
+        client.submit("text-generation", "hello", model="m")
+    assert len(server.asked) == 1
+
+
+def test_nobody_listening_is_said_with_the_address_and_the_fix() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with (
+        Tandem(f"http://127.0.0.1:{port}", "a-key") as client,
+        pytest.raises(ServiceUnreachable, match=rf"127\.0\.0\.1:{port}.*tandem up.*TANDEM_URL"),
+    ):
+        client.models()
+
+
+def test_something_else_that_listens_there_is_no_crash(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer(404, b"<html>nginx</html>")]
+    with pytest.raises(NotFound, match=r"HTTP 404 from .*nginx"):
+        client.models()
+
+
+def test_the_key_is_sent_as_bearer(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer.json({"data": []})]
+    assert client.models() == []
+    assert server.asked[0].headers["Authorization"] == "Bearer a-key"
+
+
+@pytest.mark.parametrize(
+    ("payload", "status", "expected"),
+    [
+        ({"code": "context_length_exceeded", "message": "too long", "param": "inputs"}, 400, PromptTooLong),
+        ({"code": "internal_error", "message": "RuntimeError: x"}, None, TandemError),
+        ({"code": "of_a_later_version", "message": "new"}, 404, NotFound),
+        ({"code": "of_a_later_version", "message": "new"}, 401, AuthenticationFailed),
+        ({"code": "of_a_later_version", "message": "new"}, 500, TandemError),
+    ],
+)
+def test_an_error_is_the_class_of_its_code_or_the_nearest_by_status(
+    payload: dict[str, str], status: int | None, expected: type[TandemError]
+) -> None:
+    error = error_of(payload, status=status)
+    assert type(error) is expected
+    assert payload["message"] in error.message
+    assert error.param == payload.get("param")

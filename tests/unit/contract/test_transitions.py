@@ -1,0 +1,66 @@
+"""The transition table and the server's function library say the same."""
+
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from tandem.artifacts import ArtifactStore
+from tandem.errors import Superseded
+from tandem.job import TRANSITIONS, JobState
+from tandem.job_store import JobStore
+from tandem.settings import Settings
+
+END_STATES = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+def _submitted(jobs: JobStore) -> str:
+    return jobs.submit(kind="inference", model="m", lane="tandem.inference.m", owner="o", spec={"inputs": "x"}).job.id
+
+
+def _bring_to(jobs: JobStore, state: JobState) -> str:
+    job_id = _submitted(jobs)
+    if state is JobState.QUEUED:
+        return job_id
+    if state is JobState.CANCELLED:
+        jobs.cancel(job_id)
+        return job_id
+    jobs.claim(job_id, "w")
+    if state in END_STATES:
+        jobs.finish(job_id, 1, state)
+    return job_id
+
+
+def _calls(jobs: JobStore, job_id: str) -> list[Callable[[], object]]:
+    return [
+        lambda: jobs.claim(job_id, "w"),
+        lambda: jobs.cancel(job_id),
+        lambda: jobs.release(job_id, 1),
+        *[lambda state=state: jobs.finish(job_id, 1, state) for state in END_STATES],
+        lambda: jobs.renew({job_id: 1}),
+        jobs.reap,
+        lambda: jobs.ring_lost(0),
+    ]
+
+
+@pytest.mark.parametrize("start", list(JobState))
+def test_every_call_moves_a_job_along_the_table_or_not_at_all(
+    valkey_url: str, tmp_path: object, start: JobState
+) -> None:
+    settings = Settings(redis_url=valkey_url, artifacts_url=f"file://{tmp_path}", lease_seconds=0.001)
+    jobs = JobStore(settings, ArtifactStore(settings.artifacts_url))
+    seen = set()
+    for number in itertools.count():
+        job_id = _bring_to(jobs, start)
+        calls = _calls(jobs, job_id)
+        if number >= len(calls):
+            break
+        # A refused call must leave the state as it was, which is what is looked at below.
+        with suppress(Superseded):
+            calls[number]()
+        after = jobs.get(job_id).state
+        if after is not start:
+            seen.add(after)
+    jobs.redis.close()
+    assert seen == TRANSITIONS[start]

@@ -1,0 +1,316 @@
+"""The batcher's promises: strangers share forwards and nobody notices, and a job's end is its own."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from tandem.errors import (
+    Cancelled,
+    ConfigurationError,
+    Draining,
+    OutOfMemory,
+    PromptTooLong,
+    TandemError,
+    UnsupportedTask,
+)
+from tandem.specs import ClassificationParameters, EmbeddingParameters, FillMaskParameters
+from tests.unit.encoders.tiny_models import ARCHITECTURES, SENTENCES, texts_for, tiny_model
+from worker.encoders import EncoderBatcher
+from worker.tasks import ENCODER_TASKS
+from worker.tasks.encoder_task import EncodedText
+
+TOLERANCE = 1e-5
+"""Between a batch with strangers and a text alone, float32: rounding in another order of summation."""
+WAIT_SECONDS = 30.0
+"""For what must happen: far longer than it takes, so that only a hang fails."""
+PARAMETERS: dict[str, Any] = {
+    "feature-extraction": EmbeddingParameters(),
+    "fill-mask": FillMaskParameters(top_k=3),
+    "text-classification": ClassificationParameters(),
+}
+
+
+class Gate:
+    """A serving turn that waits until it is opened, and says when the batcher has come to it."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.reached.set()
+        assert self.opened.wait(WAIT_SECONDS)
+        yield
+
+
+@contextmanager
+def started(task: str = "feature-extraction", **settings: Any) -> Iterator[EncoderBatcher]:
+    model, tokenizer = tiny_model(settings.pop("architecture", "bert"), task)
+    defaults: dict[str, Any] = {"token_budget": 200, "max_wait_seconds": 0.0}
+    batcher = EncoderBatcher(model, tokenizer, task, **defaults | settings)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        batcher.stop()
+        assert batcher.unfinished_jobs == 0
+        assert not any(thread.name.startswith("encoder-batcher") for thread in threading.enumerate())
+
+
+def flattened(value: Any) -> tuple[list[Any], list[float]]:
+    """A result's structure with its floats taken out, and the floats."""
+    floats: list[float] = []
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, float):
+            floats.append(node)
+            return "float"
+        if isinstance(node, dict):
+            return {key: walk(entry) for key, entry in node.items()}
+        return [walk(entry) for entry in node] if isinstance(node, list) else node
+
+    return walk(value), floats
+
+
+def break_forward(batcher: EncoderBatcher, breaks: Callable[[list[EncodedText]], None]) -> None:
+    """Let `breaks` raise before the batcher's own forward, as a faulty device would."""
+    forward = batcher._task.forward
+
+    def wrapped(rows: Any) -> Any:
+        breaks(rows)
+        return forward(rows)
+
+    batcher._task.forward = wrapped  # type: ignore[method-assign]  # a fault injected into one object
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("task", ENCODER_TASKS)
+def test_batched_with_strangers_equals_alone(task: str, architecture: str) -> None:
+    """Eight threads send the texts in different orders: each gets what a batcher of its own gives it."""
+    _model, tokenizer = tiny_model(architecture, task)
+    texts = texts_for(task, tokenizer)
+    with started(task, architecture=architecture) as batcher:
+        alone = {text: flattened(batcher.run([text], PARAMETERS[task])[0]) for text in texts}
+    answers: dict[int, list[Any]] = {}
+    with started(task, architecture=architecture, max_wait_seconds=0.2) as batcher:
+
+        def caller(number: int) -> None:
+            answers[number] = batcher.run(texts[number:] + texts[:number], PARAMETERS[task])
+
+        threads = [threading.Thread(target=caller, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert batcher.batches < 8 * len(texts) / 2, "strangers shared no forwards"
+    for number in range(8):
+        for text, result in zip(texts[number:] + texts[:number], answers[number], strict=True):
+            structure, floats = flattened(result)
+            assert structure == alone[text][0]
+            assert floats == pytest.approx(alone[text][1], abs=TOLERANCE)
+
+
+def test_jobs_with_other_parameters_share_a_batch() -> None:
+    gate = Gate()
+    with started("text-classification", serving_turn=gate) as batcher:
+        first = batcher.submit(["yes"], ClassificationParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+        one = batcher.submit(["a book"], ClassificationParameters(top_k=1))
+        raw = batcher.submit(["a book"], ClassificationParameters(function_to_apply="none"))
+        gate.opened.set()
+        assert len(one.result(WAIT_SECONDS)[0]) == 1
+        assert len(raw.result(WAIT_SECONDS)[0]) == 3
+        assert first.result(WAIT_SECONDS)
+        assert batcher.batches == 2
+
+
+def test_a_bad_text_fails_its_own_job_alone() -> None:
+    gate = Gate()
+    with started(serving_turn=gate) as batcher:
+        good = batcher.submit(["yes"], EmbeddingParameters())
+        with pytest.raises(PromptTooLong, match=r"inputs\[1\]"):
+            batcher.run(["yes", "night " * 100], EmbeddingParameters())
+        gate.opened.set()
+        assert len(good.result(WAIT_SECONDS)) == 1
+
+
+def test_a_text_that_the_model_fails_on_fails_its_own_job_alone() -> None:
+    """The shared batch is run again in halves until the text at fault is alone."""
+    gate = Gate()
+    with started(serving_turn=gate) as batcher:
+        poison = batcher._task.encode(["a dog barked"], EmbeddingParameters())[0].input_ids
+
+        def breaks(rows: list[EncodedText]) -> None:
+            if any(row.input_ids == poison for row in rows):
+                raise RuntimeError("device fault")
+
+        break_forward(batcher, breaks)
+        first = batcher.submit(["yes"], EmbeddingParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+        good = [batcher.submit([text], EmbeddingParameters()) for text in SENTENCES[:5]]
+        bad = batcher.submit(["yes", "a dog barked", "a book"], EmbeddingParameters())
+        gate.opened.set()
+        assert [len(future.result(WAIT_SECONDS)) for future in [first, *good]] == [1] * 6
+        with pytest.raises(RuntimeError, match="device fault"):
+            bad.result(WAIT_SECONDS)
+
+
+def test_a_batch_too_large_for_the_memory_runs_in_parts() -> None:
+    with started(max_wait_seconds=0.2) as batcher:
+
+        def breaks(rows: list[EncodedText]) -> None:
+            if len(rows) > 2:
+                raise torch.OutOfMemoryError("out of memory")
+
+        break_forward(batcher, breaks)
+        assert len(batcher.run(SENTENCES, EmbeddingParameters())) == len(SENTENCES)
+
+
+def test_a_text_too_large_for_the_memory_even_alone_is_named() -> None:
+    with started() as batcher:
+
+        def breaks(rows: list[EncodedText]) -> None:
+            if max(len(row) for row in rows) > 10:
+                raise torch.OutOfMemoryError("out of memory")
+
+        break_forward(batcher, breaks)
+        with pytest.raises(OutOfMemory, match=r"inputs\[1\] \(11 tokens\)") as refusal:
+            batcher.run(["yes", "yes yes yes yes yes yes yes yes yes"], EmbeddingParameters())
+        assert refusal.value.retryable
+
+
+def test_a_newcomer_does_not_wait_for_all_rows_of_a_large_job() -> None:
+    gate = Gate()
+    with started(serving_turn=gate, token_budget=20) as batcher:
+        large = batcher.submit(["the cat sat on the mat"] * 200, EmbeddingParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+        large_was_done: Future[bool] = Future()
+        small = batcher.submit(["a book"], EmbeddingParameters())
+        small.add_done_callback(lambda _future: large_was_done.set_result(large.done()))
+        gate.opened.set()
+        assert large_was_done.result(WAIT_SECONDS) is False
+        assert len(large.result(WAIT_SECONDS)) == 200
+
+
+def test_cancel_drops_the_rows_that_have_not_run() -> None:
+    gate = Gate()
+    with started(serving_turn=gate, token_budget=20) as batcher:
+        job = batcher.submit(["the cat sat on the mat"] * 100, EmbeddingParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+        assert job.cancel()
+        gate.opened.set()
+        assert len(batcher.run(["yes"], EmbeddingParameters())) == 1
+        assert batcher.batches == 2
+        with pytest.raises(CancelledError):
+            job.result()
+
+
+def test_should_stop_ends_its_job_between_batches_with_what_it_raises() -> None:
+    gate = Gate()
+    stop = threading.Event()
+
+    def should_stop() -> None:
+        if stop.is_set():
+            raise Cancelled
+
+    with started(serving_turn=gate, token_budget=20) as batcher:
+        job = batcher.submit(["the cat sat on the mat"] * 100, EmbeddingParameters(), should_stop=should_stop)
+        other = batcher.submit(["a book"] * 10, EmbeddingParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+        stop.set()
+        gate.opened.set()
+        with pytest.raises(Cancelled):
+            job.result(WAIT_SECONDS)
+        assert len(other.result(WAIT_SECONDS)) == 10
+
+
+def test_every_forward_has_a_turn_of_its_own() -> None:
+    turns: list[str] = []
+
+    @contextmanager
+    def serving_turn() -> Iterator[None]:
+        turns.append("begin")
+        yield
+        turns.append("end")
+
+    with started(serving_turn=serving_turn, token_budget=20) as batcher:
+        batcher.run(["the cat sat on the mat"] * 6, EmbeddingParameters())
+        assert batcher.batches == 3
+    assert turns == ["begin", "end"] * 3
+
+
+def test_a_full_batch_does_not_wait_for_company() -> None:
+    with started(max_wait_seconds=1000.0, token_budget=20) as batcher:
+        assert len(batcher.submit(["the cat sat"] * 8, EmbeddingParameters()).result(WAIT_SECONDS)) == 8
+
+
+def test_what_was_submitted_before_the_start_runs_after_it() -> None:
+    model, tokenizer = tiny_model("bert", "feature-extraction")
+    batcher = EncoderBatcher(model, tokenizer, "feature-extraction", token_budget=100, max_wait_seconds=0.0)
+    job = batcher.submit(["yes"], EmbeddingParameters())
+    batcher.start()
+    assert len(job.result(WAIT_SECONDS)) == 1
+    batcher.stop()
+
+
+def test_no_texts_give_no_results() -> None:
+    with started() as batcher:
+        assert batcher.run([], EmbeddingParameters()) == []
+
+
+def test_stop_finishes_the_running_batch_and_fails_the_rest_with_draining() -> None:
+    gate = Gate()
+    with started(serving_turn=gate, token_budget=20) as batcher:
+        running = batcher.submit(["yes"], EmbeddingParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+        left = batcher.submit(["a book"] * 100, EmbeddingParameters())
+        stopping = threading.Thread(target=batcher.stop)
+        stopping.start()
+        gate.opened.set()
+        stopping.join(WAIT_SECONDS)
+        assert len(running.result(WAIT_SECONDS)) == 1
+        with pytest.raises(Draining):
+            left.result(WAIT_SECONDS)
+        with pytest.raises(Draining):
+            batcher.submit(["yes"], EmbeddingParameters())
+
+
+def test_a_batcher_whose_thread_dies_says_so_to_all() -> None:
+    """Nobody may wait for a thread that is no more."""
+    gate = Gate()
+    with started(serving_turn=gate) as batcher:
+        job = batcher.submit(["yes"], EmbeddingParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+
+        def dies(_rows: list[EncodedText]) -> None:
+            raise SystemExit("killed")
+
+        break_forward(batcher, dies)
+        gate.opened.set()
+        with pytest.raises(TandemError, match="died of SystemExit"):
+            job.result(WAIT_SECONDS)
+        with pytest.raises(TandemError, match="restart the worker"):
+            batcher.submit(["yes"], EmbeddingParameters())
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"task": "text-generation"}, UnsupportedTask, "feature-extraction, fill-mask, text-classification"),
+        ({"token_budget": 0}, ConfigurationError, "token_budget"),
+        ({"max_wait_seconds": -1.0}, ConfigurationError, "max_wait_seconds"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(
+    changed: dict[str, Any], error: type[TandemError], message: str
+) -> None:
+    model, tokenizer = tiny_model("bert", "feature-extraction")
+    settings: dict[str, Any] = {"task": "feature-extraction", "token_budget": 100, "max_wait_seconds": 0.0} | changed
+    with pytest.raises(error, match=message):
+        EncoderBatcher(model, tokenizer, settings.pop("task"), **settings)

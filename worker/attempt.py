@@ -1,0 +1,73 @@
+"""One execution of a job: how its runner reports, and how it learns that it must stop."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tandem.errors import AttemptStopped
+from tandem.job import Job
+from tandem.job_store import Claim
+
+Event = tuple[str, dict[str, Any]]
+
+
+class Attempt:
+    """A claimed job. Thread-safe: the lease keeper stops it while the runner works.
+
+    Events are buffered here and sent by the reporter, so that neither the engine nor the training ever waits for
+    Redis.
+    """
+
+    def __init__(self, claim: Claim, notify: Callable[["Attempt"], None]) -> None:
+        self.job: Job = claim.job
+        self.fence = claim.fence
+        self._notify = notify
+        self._lock = threading.Lock()
+        self._stopped: AttemptStopped | None = None
+        self._on_stop: list[Callable[[], None]] = []
+        self._events: list[Event] = []
+        self.sending = threading.Lock()
+        """Held by whoever sends the buffered events: they keep their order."""
+
+    def check(self) -> None:
+        """Raises Cancelled, Superseded or Draining once the attempt must stop."""
+        if self._stopped is not None:
+            raise self._stopped
+
+    def stop(self, reason: AttemptStopped) -> None:
+        """Ask the runner to stop. The first reason stands."""
+        with self._lock:
+            if self._stopped is not None:
+                return
+            self._stopped = reason
+            callbacks, self._on_stop = self._on_stop, []
+        for callback in callbacks:
+            callback()
+
+    def on_stop(self, callback: Callable[[], None]) -> None:
+        """Call when the attempt must stop; at once, if that is so already."""
+        with self._lock:
+            if self._stopped is None:
+                self._on_stop.append(callback)
+                return
+        callback()
+
+    def report(self, event: str, data: dict[str, Any]) -> None:
+        """Add an event; returns at once. Pieces of text that were not yet sent become one event."""
+        with self._lock:
+            last = self._events[-1] if self._events else None
+            if event == "tokens" and last is not None and last[0] == "tokens":
+                self._events[-1] = ("tokens", {"text": last[1]["text"] + data["text"]})
+            else:
+                self._events.append((event, data))
+        self._notify(self)
+
+    def take_events(self) -> list[Event]:
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+    def give_back_events(self, events: list[Event]) -> None:
+        """Put events that could not be sent before those that came since."""
+        with self._lock:
+            self._events = events + self._events

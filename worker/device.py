@@ -1,0 +1,47 @@
+"""The device of this process: which one, how much memory, which dtype it computes well with."""
+
+import os
+
+import torch
+
+from tandem.errors import ConfigurationError
+
+MODEL_SHARE = 0.6
+"""Of the device's memory for resident models by default; the rest is for KV slots, activations and training."""
+
+
+def choose_device(setting: str) -> torch.device:
+    """`auto` is the GPU if there is one. Raises ConfigurationError for a device that is not there."""
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"TANDEM_DEVICE={setting!r}: use auto, cpu or cuda[:n]", param="TANDEM_DEVICE"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"TANDEM_DEVICE={setting!r}, but this torch sees no GPU; use cpu, or install a CUDA build",
+            param="TANDEM_DEVICE",
+        )
+    return device
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of the device, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def choose_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies matrices in it, float32 elsewhere."""
+    if setting != "auto":
+        dtype = getattr(torch, setting)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    capable = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32

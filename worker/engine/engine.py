@@ -1,0 +1,220 @@
+"""One resident decoder model, serving many sequences in one continuous batch, each with its own adapter."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tandem.errors import Cancelled, InvalidModel, InvalidRequest, PromptTooLong, TandemError
+from worker.engine.adapter_bank import AdapterBank
+from worker.engine.adapter_slots import AdapterSlots
+from worker.engine.attention import IMPLEMENTATION
+from worker.engine.detokenizer import Detokenizer, Tokenizer
+from worker.engine.forward import Forward
+from worker.engine.kv_slots import KVSlots
+from worker.engine.sampler import Chosen
+from worker.engine.scheduler import Scheduler, StepPlan
+from worker.engine.sequence import FinishReason, Sequence, SequenceState
+from worker.engine.stop_strings import StopStrings
+from worker.engine.support import kv_shape, unsupported_reason
+from worker.engine.text_output import TextOutput
+
+NOT_FINITE = "the model's output is not finite: the weights, of the model or of the adapter, are at fault"
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How full an engine is: for metrics, and for proof that nothing leaks."""
+
+    waiting: int
+    running: int
+    free_sequence_slots: int
+    pinned_adapters: int
+
+
+class Engine:
+    """Continuous batching over a model that it takes over: the model's linear layers and attention are replaced.
+
+    `submit` and `has_work` may be called from any thread; `step` and `abandon` belong to one thread.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        sequence_slots: int,
+        slot_tokens: int,
+        step_tokens: int,
+        adapter_slots: int,
+        adapter_rank: int,
+    ) -> None:
+        """Allocates `sequence_slots` slots of `slot_tokens` tokens; a step computes at most `step_tokens` rows.
+
+        `adapter_slots` adapters of rank up to `adapter_rank` can be in use at the same time. Raises InvalidModel
+        for a model that cannot be held, ValueError for sizes that do not fit together.
+        """
+        reason = unsupported_reason(model)
+        if reason is not None:
+            raise InvalidModel(f"the engine cannot hold this model: {reason}", param="model")
+        self._scheduler = Scheduler(
+            sequence_slots=sequence_slots, step_tokens=step_tokens, adapter_slots=AdapterSlots(adapter_slots)
+        )
+        self.max_context = min(slot_tokens, model.config.max_position_embeddings)
+        """Tokens that one sequence may have, prompt and generated together."""
+        self.adapter_rank = adapter_rank
+        self._tokenizer = tokenizer
+        embeddings = model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        self._vocabulary = embeddings.num_embeddings
+        self._end_tokens = _end_tokens(model)
+        self._arrived: deque[Sequence] = deque()  # appended to by any thread, emptied by step
+        model.eval()
+        model.set_attn_implementation(IMPLEMENTATION)
+        self._bank = AdapterBank(slots=adapter_slots, rank=adapter_rank)
+        self._bank.take_over(model, head=model.get_output_embeddings())
+        self._kv = KVSlots(
+            kv_shape(model),
+            slots=sequence_slots,
+            slot_tokens=self.max_context,
+            # On CPU, fp32 products over the slots are faster than bf16 ones (measured); on a GPU memory counts.
+            dtype=torch.float32 if model.device.type == "cpu" else model.dtype,
+            device=model.device,
+        )
+        self._forward = Forward(model, self._kv, self._bank)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full it is now."""
+        return Occupancy(
+            waiting=len(self._arrived) + len(self._scheduler.waiting),
+            running=len(self._scheduler.running),
+            free_sequence_slots=self._scheduler.free_sequence_slots,
+            pinned_adapters=self._scheduler.adapter_slots.pinned,
+        )
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._arrived) or self._scheduler.has_work
+
+    def submit(self, sequence: Sequence) -> None:
+        """Take a sequence in; its result comes through `sequence.future`.
+
+        Raises PromptTooLong when the context leaves no token to generate, InvalidRequest and AdapterMismatch for
+        a prompt or an adapter that cannot run. `max_new_tokens` beyond the context is lowered: the sequence then
+        finishes with `length`.
+        """
+        self._check(sequence)
+        room = self.max_context - len(sequence.prompt_tokens)
+        sequence.max_new_tokens = min(sequence.parameters.max_new_tokens, room)
+        sequence.output = TextOutput(
+            Detokenizer(self._tokenizer, sequence.prompt_tokens),
+            StopStrings(sequence.parameters.stop),
+            sequence.on_text,
+        )
+        # From here on the future answers to the engine alone: Future.cancel has no effect, Sequence.cancel has.
+        if sequence.future.set_running_or_notify_cancel():
+            self._arrived.append(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Admit, compute one forward, hand out its tokens. A failure ends only the sequences that it touches."""
+        while self._arrived:
+            self._scheduler.add(self._arrived.popleft())
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            if sequence.cancelled:
+                self._fail(sequence, Cancelled())
+        self._load_adapters(self._scheduler.admit())
+        plan = self._scheduler.plan_step()
+        if plan.tokens == 0:
+            return
+        try:
+            chosen = self._forward.run(plan)
+        except Exception as error:
+            for sequence in plan.sequences:
+                self._fail(sequence, error)
+            return
+        self._scheduler.advance(plan)
+        self._hand_out(plan, chosen)
+
+    def abandon(self, error: Exception) -> None:
+        """Fail every sequence with `error`; the engine can go on with new ones."""
+        while self._arrived:
+            self._scheduler.add(self._arrived.popleft())
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            self._fail(sequence, error)
+
+    def _check(self, sequence: Sequence) -> None:
+        prompt = sequence.prompt_tokens
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="inputs")
+        if min(prompt) < 0 or max(prompt) >= self._vocabulary:
+            raise InvalidRequest(f"a prompt token is outside the vocabulary of {self._vocabulary}", param="inputs")
+        if len(prompt) + 1 > self.max_context:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens and asks for {sequence.parameters.max_new_tokens} new ones "
+                f"(max_new_tokens); prompt and answer together may have {self.max_context}. Shorten the prompt",
+                param="inputs",
+            )
+        if sequence.adapter is not None:
+            self._bank.check(sequence.adapter)
+
+    def _load_adapters(self, admitted: tuple[Sequence, ...]) -> None:
+        """Copy the weights that the newly admitted miss; where that fails, the adapter's sequences fail."""
+        for sequence in admitted:
+            assert sequence.adapter is not None
+            assert sequence.adapter_slot is not None
+            try:
+                self._bank.load(sequence.adapter_slot, sequence.adapter)
+            except Exception as error:
+                for user in self._scheduler.running:
+                    if user.adapter_id == sequence.adapter.id:
+                        self._fail(user, error)
+                self._scheduler.adapter_slots.forget(sequence.adapter.id)
+
+    def _hand_out(self, plan: StepPlan, chosen: list[Chosen]) -> None:
+        for sequence, choice in zip(plan.emitting, chosen, strict=True):
+            if not math.isfinite(choice.logprob):
+                self._fail(sequence, TandemError(NOT_FINITE))
+                continue
+            try:
+                finish_reason = self._append(sequence, choice)
+            except Exception as error:  # the listener's or the tokenizer's failure is this sequence's alone
+                self._fail(sequence, error)
+                continue
+            if finish_reason is not None:
+                self._scheduler.remove(sequence)
+                sequence.future.set_result(sequence.generated(finish_reason))
+
+    def _append(self, sequence: Sequence, choice: Chosen) -> FinishReason | None:
+        """Add a token to a sequence; returns why it is finished, if it is."""
+        assert sequence.output is not None
+        sequence.token_ids.append(choice.token)
+        sequence.token_logprobs.append(choice.logprob)
+        if choice.token in self._end_tokens:
+            sequence.output.flush()
+            return "stop"
+        if sequence.output.push(choice.token):
+            return "stop"
+        if len(sequence.token_ids) >= sequence.max_new_tokens:
+            return "stop" if sequence.output.flush() else "length"
+        return None
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        slot = sequence.slot
+        was_running = sequence.state is not SequenceState.WAITING
+        self._scheduler.remove(sequence)
+        if was_running and slot is not None:
+            self._kv.clear(slot)
+        sequence.future.set_exception(error)
+
+
+def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end a text, by the model's generation config."""
+    configured: int | list[int] | None = model.generation_config.eos_token_id
+    if configured is None:
+        return frozenset()
+    return frozenset([configured] if isinstance(configured, int) else configured)

@@ -1,0 +1,122 @@
+"""The engine's unit of work: one prompt that is being prefilled or decoded."""
+
+import random
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+from tandem.specs import GenerationParameters
+
+if TYPE_CHECKING:  # adapter_weights imports torch, which the scheduler's tests do without
+    from worker.engine.adapter_weights import AdapterWeights
+    from worker.engine.text_output import TextOutput
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: an end token or a stop string; `length`: max_new_tokens or the context is used up."""
+
+
+class SequenceState(StrEnum):
+    """Where a sequence stands in the engine."""
+
+    WAITING = "waiting"
+    """It has no slot yet."""
+    PREFILLING = "prefilling"
+    """It has a slot, and a part of its prompt is not yet in it."""
+    DECODING = "decoding"
+    """Each step gives it one more token."""
+    FINISHED = "finished"
+    """It has left the engine: its future holds the result or the error."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a sequence came to."""
+
+    text: str
+    """The generated text without the prompt, special tokens and the stop string."""
+    token_ids: tuple[int, ...]
+    """Every generated token, with the end token or the tokens of the stop string if one ended it."""
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    token_logprobs: tuple[float, ...]
+    """For each generated token, its natural log-probability under the model, before temperature and cuts."""
+
+
+class Sequence:
+    """One prompt with its parameters, its adapter and, through `future`, its result.
+
+    Only `cancel` may be called from another thread once the sequence is submitted; everything else belongs to the
+    engine's thread. A sequence is submitted once.
+    """
+
+    def __init__(
+        self,
+        prompt_tokens: Iterable[int],
+        parameters: GenerationParameters,
+        *,
+        adapter: "AdapterWeights | None" = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_text` is called from the engine's thread with each newly decided piece of text."""
+        self.prompt_tokens = tuple(prompt_tokens)
+        self.parameters = parameters
+        self.adapter = adapter
+        self.on_text = on_text
+        self.future: Future[Generated] = Future()
+
+        self.state = SequenceState.WAITING
+        self.max_new_tokens = parameters.max_new_tokens
+        """Tokens it may generate; the engine lowers it to what the context leaves."""
+        self.slot: int | None = None
+        self.adapter_slot: int | None = None
+        self.prefilled = 0
+        """Prompt tokens whose keys and values are in the slot."""
+        self.overtaken = 0
+        """Sequences that were admitted before it although they came later."""
+        self.token_ids: list[int] = []
+        self.token_logprobs: list[float] = []
+        self.output: TextOutput | None = None
+        # A seed makes the draws repeatable; without one, Python seeds from the operating system.
+        self.draws = random.Random(parameters.seed)  # noqa: S311 - sampling of text, not a secret
+        self._cancelled = False
+
+    @property
+    def adapter_id(self) -> str | None:
+        """The id of its adapter; None for the base model."""
+        return None if self.adapter is None else self.adapter.id
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
+
+    @property
+    def last_token(self) -> int:
+        """The token that the next decode step reads; only of a decoding sequence."""
+        return self.token_ids[-1]
+
+    @property
+    def next_position(self) -> int:
+        """The position of `last_token` in the sequence, counted from 0."""
+        return len(self.prompt_tokens) + len(self.token_ids) - 1
+
+    def cancel(self) -> None:
+        """Ask that it stops: at the next step it leaves the batch, and its future raises `Cancelled`.
+
+        Safe from any thread. A sequence that has finished before stays finished.
+        """
+        self._cancelled = True
+
+    def generated(self, finish_reason: FinishReason) -> Generated:
+        """Its result, as it now stands."""
+        return Generated(
+            text="" if self.output is None else self.output.text,
+            token_ids=tuple(self.token_ids),
+            finish_reason=finish_reason,
+            prompt_tokens=len(self.prompt_tokens),
+            completion_tokens=len(self.token_ids),
+            token_logprobs=tuple(self.token_logprobs),
+        )

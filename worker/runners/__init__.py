@@ -1,0 +1,1 @@
+"""Runners: a job in, engine or training calls, a result out. Each joins the two sides, and knows both."""

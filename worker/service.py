@@ -1,0 +1,171 @@
+"""The worker process: stores, threads, models and the Celery consumer, from start to drain."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from types import FrameType
+
+import torch
+
+from tandem.errors import Draining, QueueUnavailable
+from tandem.job import JobKind
+from tandem.services import Services
+from tandem.settings import WorkerSettings
+from tandem.tickets import create_app, lane
+from tandem.workers import WorkerInfo, WorkerRegistry
+from worker.adapter_cache import AdapterCache
+from worker.device import MODEL_SHARE, choose_device, memory_bytes
+from worker.executor import Ended, JobExecutor, Runner
+from worker.lease import LeaseKeeper
+from worker.loading import Loader, ResidentModel
+from worker.reaper import Reaper
+from worker.reporter import Reporter
+from worker.residency import Key, ResidentModels
+from worker.runners.finetune import FineTuneRunner
+from worker.runners.inference import InferenceRunner
+from worker.ticket_consumer import TicketConsumer
+from worker.training.turns import Turns
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_SECONDS = 2.0
+"""Between two announcements of this worker."""
+ANNOUNCED_FOR_SECONDS = 10.0
+"""A worker that is silent for so long is no longer listed."""
+RELEASE_SECONDS = 10.0
+"""After the drain's grace: for runners to stop within one step and for their jobs to be released."""
+
+
+class WorkerService:
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Raises ConfigurationError."""
+        self._settings = settings
+        self._services = Services.connect(settings)
+        self._device = choose_device(settings.device)
+        if settings.cpu_threads is not None:
+            torch.set_num_threads(settings.cpu_threads)
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        jobs = self._services.jobs
+        self._turns = Turns(settings.quantum_seconds)
+        self._residents = self._make_residents()
+        self._leases = LeaseKeeper(jobs, settings.lease_seconds)
+        self._reporter = Reporter(jobs)
+        self._reaper = Reaper(jobs, settings.sweep_seconds)
+        self._executor = JobExecutor(jobs, self._leases, self._reporter, self._make_runners(), self.id)
+        self._registry = WorkerRegistry(jobs)
+        self._consumer = TicketConsumer(
+            create_app(settings), hostname=f"worker@{self.id}", threads=settings.threads, on_ticket=self._on_ticket
+        )
+        self._training = threading.Lock()
+        """One training at a time: a second one would only take its share of the device."""
+        self._started_at = time.time()
+        self._drain_asked = threading.Event()
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT, then drain and end the process. Blocks; call from the main thread."""
+        self._leases.start()
+        self._reporter.start()
+        self._reaper.start()
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        threading.Thread(target=self._announce, name="announce", daemon=True).start()
+        # Celery's own handlers end the threads pool in the midst of jobs; ours only set a flag.
+        signal.signal(signal.SIGTERM, self._ask_drain)
+        signal.signal(signal.SIGINT, self._ask_drain)
+        log.info("worker %s on %s, roles %s", self.id, self._device, ", ".join(self._settings.roles))
+        self._consumer.run([*self._lanes("inference"), *self._lanes("finetune")])
+
+    def _make_residents(self) -> ResidentModels[ResidentModel]:
+        catalogue = self._services.catalogue
+        loader = Loader(self._settings, self._device, self._turns)
+        budget = self._settings.model_bytes or int(memory_bytes(self._device) * MODEL_SHARE)
+
+        def measure(key: Key) -> int:
+            return loader.measure(catalogue.get(key[0]))
+
+        def load(key: Key) -> ResidentModel:
+            return loader.load(catalogue.get(key[0]), key[1])
+
+        return ResidentModels(budget, measure=measure, load=load)
+
+    def _make_runners(self) -> dict[JobKind, Runner]:
+        adapters = self._services.adapters
+        return {
+            "inference": InferenceRunner(self._residents, AdapterCache(adapters)),
+            "finetune": FineTuneRunner(self._residents, self._services.files, adapters, self._turns),
+        }
+
+    def _lanes(self, role: JobKind) -> list[str]:
+        if role not in self._settings.roles:
+            return []
+        return [lane(role, entry.name) for entry in self._services.catalogue.entries()]
+
+    def _on_ticket(self, job_id: str, ticket_lane: str) -> Ended | None:
+        """Runs in a pool thread: execute the ticket's job."""
+        training_lanes = self._lanes("finetune")
+        if ticket_lane not in training_lanes:
+            return self._executor.run(job_id)
+        if not self._training.acquire(blocking=False):
+            # The job stays queued, for another worker or for this one when its training has ended.
+            return None
+        try:
+            self._consumer.pause(training_lanes)
+            return self._executor.run(job_id)
+        finally:
+            self._training.release()
+            if not self._drain_asked.is_set():
+                self._consumer.resume(training_lanes)
+                self._ring_for_waiting()
+
+    def _ring_for_waiting(self) -> None:
+        """Tickets that came during the training were let go; ring for their jobs now."""
+        try:
+            self._services.jobs.ring_lost(0)
+        except QueueUnavailable as error:
+            log.warning("the reaper will ring instead: %s", error.message)
+
+    def _announce(self) -> None:
+        while not self._drain_asked.is_set():
+            info = WorkerInfo(
+                id=self.id,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                device=str(self._device),
+                roles=self._settings.roles,
+                resident=self._residents.names(),
+                running=len(self._leases.running()),
+                started_at=self._started_at,
+            )
+            try:
+                if self._consumer.ready.wait(ANNOUNCE_SECONDS):
+                    self._registry.announce(info, seconds=ANNOUNCED_FOR_SECONDS)
+            except QueueUnavailable as error:
+                log.debug("not announced: %s", error.message)
+            self._drain_asked.wait(ANNOUNCE_SECONDS)
+
+    def _ask_drain(self, _signal: int, _frame: FrameType | None) -> None:
+        self._drain_asked.set()
+
+    def _drain(self) -> None:
+        """Stop claiming, let running jobs end within the grace, release the rest uncharged, end the process."""
+        self._drain_asked.wait()
+        running = len(self._leases.running())
+        log.info("draining: %d jobs have %.0f s to end", running, self._settings.drain_seconds)
+        self._executor.close()
+        self._consumer.pause([*self._lanes("inference"), *self._lanes("finetune")])
+        if not self._leases.wait_idle(self._settings.drain_seconds):
+            self._leases.stop_all(Draining())
+            if not self._leases.wait_idle(RELEASE_SECONDS):
+                log.warning("%d jobs did not stop; their leases will run out", len(self._leases.running()))
+        try:
+            self._registry.withdraw(self.id)
+        except QueueUnavailable as error:
+            log.warning("not withdrawn: %s", error.message)
+        self._residents.close()
+        log.info("drained")
+        logging.shutdown()
+        # Celery's threads pool cannot be ended in order (facts in docs/decisions/0001): the process is.
+        os._exit(0)

@@ -1,0 +1,250 @@
+"""Train an adapter on the twin of a resident model: from rows to a PEFT folder."""
+
+import gc
+import json
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from tandem.errors import ConfigurationError
+from tandem.specs import Hyperparameters, LoraMethod, TrainingRow
+from worker.training.data import DataReport, EncodedData, PaddedBatch, encode_rows
+from worker.training.loss import AnswerLoss
+from worker.training.methods import peft_config
+from worker.training.randomness import SeededTurns, python_and_numpy_states_kept
+from worker.training.trainer import Event, TurnTrainer
+from worker.training.turns import Turns
+from worker.training.twin import build_twin, give_way_at_layers
+
+_only_training = threading.Lock()
+"""accelerate keeps the state of gradient accumulation in one object a process: two trainings at once would skip each
+other's optimizer steps."""
+
+NEVER = 2**31
+"""Steps between evaluations when only the first and the last are asked for."""
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a training has come to. Losses are means over answer tokens, in nats."""
+
+    steps: int
+    epochs: float
+    train_loss: float
+    """Mean of the last optimizer steps (up to ten)."""
+    first_train_loss: float
+    """Of the first optimizer step, before anything was learned."""
+    validation_loss_before: float | None
+    validation_loss_after: float | None
+    tokens: int
+    """Tokens trained on, prompts included and padding not, over all epochs."""
+    seconds: float
+    """Wall time, serving's turns included."""
+    history: tuple[dict[str, Any], ...]
+    """The events of type `metrics` and `evaluation`, in order."""
+    training_data: DataReport
+    validation_data: DataReport | None
+
+
+def train(
+    resident: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base_name: str,
+    training_rows: Sequence[TrainingRow],
+    validation_rows: Sequence[TrainingRow] | None,
+    method: LoraMethod,
+    hyperparameters: Hyperparameters,
+    turns: Turns,
+    on_event: Callable[[dict[str, Any]], None],
+    check: Callable[[], None],
+    folder: Path,
+) -> TrainingOutcome:
+    """Train an adapter for `resident` and write it into `folder`, as PEFT reads it.
+
+    The resident is neither changed nor moved, and serves on between turns. The same rows, settings and seed give
+    the same adapter, bit for bit where the device's arithmetic repeats itself, whatever is served meanwhile.
+
+    `on_event` gets JSON-ready dicts of type `progress` (every step), `metrics` (every `logging_steps`) and
+    `evaluation`. `check` is called before every micro step and evaluated batch; what it raises stops the training
+    there and leaves unchanged. Then, as after every error, no turn is held, the twin's memory is free, and nothing
+    is in `folder`.
+
+    Raises InvalidTrainingData for rows that cannot be used, InvalidRequest for targets that the model lacks and for
+    a training that diverges, ConfigurationError for a resident that is not on the process's only device, and
+    RuntimeError when another training runs in this process.
+    """
+    if not _only_training.acquire(blocking=False):
+        raise RuntimeError("one training at a time in a process: run this one when the other has ended")
+    try:
+        data = _encode(tokenizer, resident, training_rows, validation_rows, hyperparameters.max_tokens)
+        seeded = SeededTurns(turns, seed=hyperparameters.seed, device=resident.device)
+        return _train(
+            resident,
+            base_name,
+            data,
+            PaddedBatch(tokenizer),
+            method,
+            hyperparameters,
+            seeded,
+            on_event,
+            check,
+            folder,
+        )
+    except BaseException as error:
+        # A traceback keeps its frames' variables, and with them the twin, for as long as someone holds the error.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        gc.collect()  # Trainer, optimizer and scheduler refer to each other in circles
+        if resident.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _only_training.release()
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    resident: PreTrainedModel,
+    training_rows: Sequence[TrainingRow],
+    validation_rows: Sequence[TrainingRow] | None,
+    max_tokens: int,
+) -> tuple[EncodedData, EncodedData | None]:
+    context = getattr(resident.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(max_tokens, context or max_tokens)
+    training = encode_rows(training_rows, tokenizer, limit)
+    if not validation_rows:
+        return training, None
+    return training, encode_rows(validation_rows, tokenizer, limit, param="validation_file")
+
+
+def _train(
+    resident: PreTrainedModel,
+    base_name: str,
+    data: tuple[EncodedData, EncodedData | None],
+    collate: PaddedBatch,
+    method: LoraMethod,
+    hyperparameters: Hyperparameters,
+    turns: SeededTurns,
+    on_event: Callable[[Event], None],
+    check: Callable[[], None],
+    folder: Path,
+) -> TrainingOutcome:
+    training, validation = data
+    started = time.perf_counter()
+    check()
+    twin = build_twin(resident)
+    with tempfile.TemporaryDirectory(prefix="tandem-training-") as scratch:
+        arguments = _arguments(hyperparameters, Path(scratch), resident, evaluates=validation is not None)
+        with turns.training(), python_and_numpy_states_kept():
+            loss = AnswerLoss(twin, turns.give_way)
+            turns.give_way()
+            model = _with_adapter(twin, method, base_name)
+            turns.give_way()
+            trainer = TurnTrainer(
+                model,
+                arguments,
+                training=training.examples,
+                validation=validation.examples if validation else (),
+                collate=collate,
+                loss=loss,
+                turns=turns,
+                check=check,
+                on_event=on_event,
+            )
+        give_way_at_layers(twin, turns)
+        trainer.run()
+        check()
+        _save(model, folder)
+    losses = trainer.validation_losses
+    assert trainer.first_loss is not None, "a training has at least one step"
+    return TrainingOutcome(
+        steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0.0),
+        train_loss=sum(trainer.last_losses) / len(trainer.last_losses),
+        first_train_loss=trainer.first_loss,
+        validation_loss_before=losses[0] if losses else None,
+        validation_loss_after=losses[-1] if losses else None,
+        tokens=trainer.trained_tokens,
+        seconds=time.perf_counter() - started,
+        history=tuple(trainer.history),
+        training_data=training.report,
+        validation_data=validation.report if validation else None,
+    )
+
+
+def _with_adapter(twin: PreTrainedModel, method: LoraMethod, base_name: str) -> PeftModel:
+    twin.name_or_path = base_name  # PEFT takes the name that the adapter's config gives to its base from here
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads a property that transformers 5.23 has renamed; both names hold the same until v6.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = get_peft_model(twin, peft_config(method, twin, base_name=base_name))
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"PEFT made a {type(model).__name__}, whose adapter cannot be saved alone")
+    return model
+
+
+def _arguments(
+    hyperparameters: Hyperparameters, scratch: Path, resident: PreTrainedModel, *, evaluates: bool
+) -> TrainingArguments:
+    scheduler: str = hyperparameters.lr_scheduler_type
+    if scheduler == "constant" and hyperparameters.warmup_steps:
+        scheduler = "constant_with_warmup"  # transformers' plain "constant" ignores the warm-up
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=hyperparameters.epochs,
+        max_steps=hyperparameters.max_steps or -1,
+        per_device_train_batch_size=hyperparameters.batch_size,
+        per_device_eval_batch_size=hyperparameters.batch_size,
+        gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps,
+        learning_rate=hyperparameters.learning_rate,
+        lr_scheduler_type=scheduler,
+        warmup_steps=hyperparameters.warmup_steps,
+        weight_decay=hyperparameters.weight_decay,
+        max_grad_norm=hyperparameters.max_grad_norm,
+        seed=hyperparameters.seed,
+        data_seed=hyperparameters.seed,  # without it the order of rows comes from whatever state torch is in
+        logging_strategy="steps",
+        logging_steps=hyperparameters.logging_steps,
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen, not averaged away
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=hyperparameters.eval_steps or NEVER,
+        eval_on_start=evaluates,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=resident.device.type == "cpu",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,  # batches are a few KB of token ids
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    if arguments.device != resident.device or arguments.n_gpu > 1:
+        raise ConfigurationError(
+            f"training would run on {arguments.device} of {arguments.n_gpu} devices, away from the model on "
+            f"{resident.device}: give each worker process one device, with CUDA_VISIBLE_DEVICES"
+        )
+    return arguments
+
+
+def _save(model: PeftModel, folder: Path) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`; on an error nothing is left in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as unfinished:
+        # Only the layers' adapters are trained, so PEFT need not ask a hub whether the vocabulary has grown.
+        model.save_pretrained(unfinished, save_embedding_layers=False)
+        config_file = Path(unfinished) / "adapter_config.json"
+        config = json.loads(config_file.read_text())
+        config["target_modules"].sort()  # a set in PEFT: its order differs from process to process
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (Path(unfinished) / name).replace(folder / name)

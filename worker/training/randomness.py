@@ -1,0 +1,70 @@
+"""Training's own random numbers, on generators that the whole process shares."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from worker.training.turns import Turns
+
+
+class SeededTurns:
+    """Training's side of `Turns`, with a random state that comes and goes with the turn.
+
+    Dropout and the adapter's initial weights draw from torch's default generators, and so may serving. Each side
+    keeps its own state: training's is put in when its turn begins and taken out when it ends, so the same seed
+    trains the same adapter whatever is served meanwhile, and a training's seed never repeats in what is sampled.
+    """
+
+    def __init__(self, turns: Turns, *, seed: int, device: torch.device) -> None:
+        self._turns = turns
+        self._cuda_device = device if device.type == "cuda" else None
+        self._absent_state = [torch.Generator().manual_seed(seed).get_state()]
+        """The states of the side that is not on the device: the CPU generator's, then the CUDA device's if any."""
+        if self._cuda_device is not None:
+            self._absent_state.append(torch.Generator(self._cuda_device).manual_seed(seed).get_state())
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """`Turns.training`, with training's random state."""
+        with self._turns.training():
+            self._exchange_states()
+            try:
+                yield
+            finally:
+                self._exchange_states()
+
+    def give_way(self) -> None:
+        """`Turns.give_way`; the states are exchanged only when it hands over (about 20 µs each time)."""
+        if not self._turns.is_due():
+            return
+        self._exchange_states()
+        try:
+            self._turns.give_way()
+        finally:
+            self._exchange_states()
+
+    def _exchange_states(self) -> None:
+        present = [torch.get_rng_state()]
+        torch.set_rng_state(self._absent_state[0])
+        if self._cuda_device is not None:
+            present.append(torch.cuda.get_rng_state(self._cuda_device))
+            torch.cuda.set_rng_state(self._absent_state[1], self._cuda_device)
+        self._absent_state = present
+
+
+@contextmanager
+def python_and_numpy_states_kept() -> Iterator[None]:
+    """Undo what happens inside to the `random` module's and numpy's global generators.
+
+    transformers' Trainer seeds them when it is built. It draws nothing from them, but the rest of the process may:
+    two trainings with one seed would make "random" numbers elsewhere repeat.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

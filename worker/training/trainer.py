@@ -1,0 +1,215 @@
+"""transformers' Trainer, whose work on the device is cut into turns."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from tandem.errors import InvalidRequest
+from worker.training.data import Example, PaddedBatch
+from worker.training.loss import IGNORED_LABEL, AnswerLoss
+from worker.training.randomness import SeededTurns
+
+SMOOTHED_STEPS = 10
+"""Optimizer steps in the final training loss: enough to even out single batches, few enough to show the end."""
+
+Event = dict[str, Any]
+
+
+class Examples(Dataset[Example]):
+    """Encoded rows as the data set that a DataLoader takes."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
+
+
+class TurnTrainer(Trainer):
+    """The stock Trainer, with each micro step and each evaluated batch in a training turn of its own.
+
+    A turn reaches from the forward pass to the end of the backward pass and, where one follows, of the optimizer's
+    step. Data, events and `check` lie between turns, so that a slow reader of events delays no serving.
+
+    The loss is the mean over the answer tokens of all micro steps of an optimizer step, whatever their lengths, and
+    in evaluation over all those of the validation set.
+    """
+
+    loss_is_scaled_for_ga = True  # our loss is divided by the tokens of the whole accumulated batch
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: TrainingArguments,
+        *,
+        training: Sequence[Example],
+        validation: Sequence[Example],
+        collate: PaddedBatch,
+        loss: AnswerLoss,
+        turns: SeededTurns,
+        check: Callable[[], None],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        super().__init__(
+            model=cast("nn.Module", model),
+            args=args,
+            data_collator=cast("Any", collate),  # transformers' type names dicts, ours takes examples
+            train_dataset=Examples(training),
+            eval_dataset=Examples(validation) if validation else None,
+        )
+        self.remove_callback(PrinterCallback)  # standard output belongs to the worker
+        self.add_callback(_StepEnd(self))
+        # Lets Trainer count the batch's answer tokens even for a model whose own loss would not take their number.
+        self.model_accepts_loss_kwargs = True
+        self._answer_loss = loss
+        self._turns = turns
+        self._check = check
+        self._on_event = on_event
+        self._turn = ExitStack()
+        self._step_loss = 0.0
+        self._last_report = (perf_counter(), 0)
+        self.first_loss: float | None = None
+        self.last_losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
+        self.validation_losses: list[float] = []
+        self.history: list[Event] = []
+        """The metrics and evaluations, in the order in which they were reported."""
+        self.trained_tokens = 0
+        """Tokens of all micro steps so far, padding not counted."""
+
+    def run(self) -> None:
+        """Train to the end. Whatever is raised, no turn is held afterwards."""
+        self._last_report = (perf_counter(), 0)
+        with self._turn:
+            self.train()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        self._check()
+        self._turn.enter_context(self._turns.training())
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss += self._finite(float(loss), "training loss")
+        self.trained_tokens += int(inputs["attention_mask"].sum())
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,  # noqa: ARG002 - the loss holds the same model, split at its head
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        if return_outputs or num_items_in_batch is None:
+            raise ValueError("this loss is for training steps: it has no outputs and needs the number of tokens")
+        return self._answer_loss(inputs["input_ids"], inputs["labels"], num_items_in_batch)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,  # noqa: ARG002 - Trainer's signature
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The mean loss of the validation set's answer tokens, under `eval_loss`; it is reported as an event."""
+        cast("nn.Module", self.model).eval()
+        total, tokens = 0.0, 0
+        for batch in self.get_eval_dataloader(eval_dataset):
+            self._check()
+            with self._turns.training(), torch.no_grad():
+                total += float(self._answer_loss(batch["input_ids"], batch["labels"], 1.0))
+                tokens += int((batch["labels"] != IGNORED_LABEL).sum())
+        loss = self._finite(total / tokens, "validation loss")
+        self.validation_losses.append(loss)
+        self._report({"type": "evaluation", "step": self.state.global_step, "loss": loss})
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" not in logs:  # the summary of the whole run, which the outcome holds
+            return
+        now, (then, tokens_then) = perf_counter(), self._last_report
+        self._last_report = (now, self.trained_tokens)
+        self._report(
+            {
+                "type": "metrics",
+                "step": self.state.global_step,
+                "loss": logs["loss"],
+                "learning_rate": logs["learning_rate"],
+                "grad_norm": self._finite(logs["grad_norm"], "gradient"),
+                "tokens": self.trained_tokens,
+                "tokens_per_second": (self.trained_tokens - tokens_then) / max(now - then, 1e-9),
+            }
+        )
+
+    def end_turn(self) -> None:
+        self._turn.close()
+
+    def end_step(self) -> None:
+        """After an optimizer step: end its turn, take its loss, report its progress."""
+        self.end_turn()
+        if self.first_loss is None:
+            self.first_loss = self._step_loss
+        self.last_losses.append(self._step_loss)
+        self._step_loss = 0.0
+        self._on_event(
+            {
+                "type": "progress",
+                "step": self.state.global_step,
+                "total_steps": self.state.max_steps,
+                "epoch": self.state.epoch,
+            }
+        )
+
+    def _report(self, event: Event) -> None:
+        self.history.append(event)
+        self._on_event(event)
+
+    def _finite(self, value: float, what: str) -> float:
+        if not math.isfinite(value):
+            raise InvalidRequest(
+                f"training diverged: the {what} is {value} at step {self.state.global_step}; "
+                f"lower the learning rate, which is {self.args.learning_rate}",
+                param="hyperparameters.learning_rate",
+            )
+        return value
+
+
+class _StepEnd(TrainerCallback):
+    """Tells the trainer where its steps end: Trainer has no method to override there."""
+
+    def __init__(self, trainer: TurnTrainer) -> None:
+        self._trainer = trainer
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        self._trainer.end_turn()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - a callback's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self._trainer.end_step()
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last steps' metrics, also when logging_steps does not divide them
