@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from tandem.errors import Cancelled, InvalidRequest
 from tandem.specs import Hyperparameters, LoraMethod
 from tests.unit.training.tiny import chat, chatml_tokenizer, colour_rows, tiny_llama
+from worker.engine.engine import Engine
 from worker.training import loop
 from worker.training.loop import TrainingOutcome, train
 from worker.training.turns import Turns
@@ -93,6 +94,19 @@ def test_the_model_that_serves_does_not_change(resident: LlamaForCausalLM, tmp_p
     with torch.no_grad():
         assert torch.equal(resident(input_ids=IDS).logits, before)
     assert not resident.training
+
+
+def test_a_model_in_an_engine_is_trained_like_one_alone(resident: LlamaForCausalLM, tmp_path: Path) -> None:
+    """The engine puts its own linears and attention into the resident; the twin is built without them, and the
+    adapter is the same, byte for byte."""
+    learn_colours(resident, tmp_path / "alone")
+    sizes = {"sequence_slots": 2, "slot_tokens": 64, "step_tokens": 16, "adapter_slots": 1, "adapter_rank": 8}
+    in_engine = tiny_llama()
+    Engine(in_engine, chatml_tokenizer(), **sizes)
+    assert type(in_engine.model.layers[0].self_attn.q_proj) is not torch.nn.Linear
+    learn_colours(in_engine, tmp_path / "in-engine")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "in-engine" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_serving_goes_on_within_a_training_step(resident: LlamaForCausalLM, tmp_path: Path) -> None:

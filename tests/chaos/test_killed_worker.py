@@ -1,0 +1,84 @@
+"""`kill -9` of a worker in the midst of its work: the supervisor restarts it, and every job ends once."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tandem import JobHandle, Tandem
+from tandem.embedded import UpOptions
+from tandem.embedded_service import EmbeddedService
+from tandem.job import JobState
+
+pytestmark = pytest.mark.timeout(900)
+"""Seconds; a worker's restart imports torch, and everything is done again."""
+
+CHAT = "smollm2-135m-instruct"
+INFERENCE_JOBS = 30
+TRAINING_STEPS = 4
+PATIENCE_SECONDS = 240.0
+"""For a worker's restart and everything again, on two busy cores."""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
+    """A service of its own with a short lease, so that a lost attempt is taken back within seconds."""
+    home = tmp_path_factory.mktemp("killed") / "home"
+    options = UpOptions(home=home, port=0, flower=False)
+    with EmbeddedService.start(options, environment={"TANDEM_LEASE_SECONDS": "3"}) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(service: EmbeddedService) -> Iterator[Tandem]:
+    with Tandem(service.api_url, service.api_key) as client:
+        yield client
+
+
+def ask(client: Tandem, number: int) -> JobHandle:
+    message = {"role": "user", "content": f"What is {number} plus {number}?"}
+    return client.submit("text-generation", [message], model=CHAT, parameters={"max_new_tokens": 40}, stream=True)
+
+
+def wait_for(job: JobHandle, event_type: str) -> None:
+    next(event for event in job.events(timeout=PATIENCE_SECONDS) if event.type == event_type)
+
+
+def end_states(job: JobHandle) -> list[str]:
+    """Every terminal state that the job's stream ever told of."""
+    states = [event.data["state"] for event in job.events(timeout=PATIENCE_SECONDS) if event.type == "state"]
+    return [state for state in states if JobState(state).is_terminal]
+
+
+def test_every_job_ends_once_with_one_result(client: Tandem, service: EmbeddedService, tmp_path: Path) -> None:
+    """30 inference jobs and one training are running when their worker is killed; none is lost, none ends twice."""
+    rows = [{"prompt": f"{number} is", "completion": f" the number {number}."} for number in range(32)]
+    training = client.finetune(
+        CHAT, rows, suffix="killed", hyperparameters={"max_steps": TRAINING_STEPS, "batch_size": 2, "max_tokens": 32}
+    )
+    wait_for(training, "metrics")
+    jobs = [ask(client, number) for number in range(INFERENCE_JOBS)]
+    wait_for(jobs[0], "tokens")
+
+    os.kill(service.pid_of("worker-1"), signal.SIGKILL)
+
+    results = [job.wait(timeout=PATIENCE_SECONDS) for job in jobs]
+    adapter = training.wait(timeout=PATIENCE_SECONDS)["adapter"]
+    attempts = {job.id: job.refresh().attempt for job in [*jobs, training]}
+    assert all(result["generated_text"] for result in results)
+    assert [end_states(job) for job in [*jobs, training]] == [["succeeded"]] * (INFERENCE_JOBS + 1)
+    assert attempts[training.id] == 2, "the training was running when its worker died"
+    assert max(attempts.values()) == 2
+    assert [found.id for found in client.adapters() if found.job_id == training.id] == [adapter]
+
+
+def test_a_drained_worker_gives_its_jobs_back_uncharged(client: Tandem, service: EmbeddedService) -> None:
+    """SIGTERM to the worker alone: what it runs ends within the grace, or goes on with its successor."""
+    jobs = [ask(client, 100 + number) for number in range(8)]
+    wait_for(jobs[0], "tokens")
+    os.kill(service.pid_of("worker-1"), signal.SIGTERM)
+    jobs += [ask(client, 200 + number) for number in range(4)]
+    assert all(job.wait(timeout=PATIENCE_SECONDS)["generated_text"] for job in jobs)
+    assert [end_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
