@@ -1,12 +1,12 @@
 # `make` lists the targets. Each one is what its comment says, here and in CI alike.
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test check fix bench test-gpu lock clean
+.PHONY: help install up demo test check fix test-gpu lock clean
 
 # The Python that makes .venv; everything else runs in it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 # Which build of torch: auto, cpu or cuda.
 TORCH ?= auto
-# Further arguments of pytest, the demo or the benchmarks: make test ARGS='-k lease'
+# Further arguments of pytest, or the demo: make test ARGS='-k lease'
 ARGS ?=
 BIN := .venv/bin
 
@@ -46,9 +46,6 @@ check: install  ## lint, format, types, imports and container files: what CI che
 fix: install  ## repair what the linter and the formatter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-bench: install  ## run the benchmarks
-	@$(BIN)/python -m bench $(ARGS)
 
 test-gpu: install  ## run the tests that need a CUDA device
 	@$(BIN)/pytest -m gpu tests/gpu $(ARGS)
