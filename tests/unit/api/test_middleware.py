@@ -90,7 +90,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read() -> None
         order.append(message["type"] if message.get("more_body", True) else "end")
 
     async def request() -> None:
-        scope = SCOPE | {"headers": [(b"content-length", b"1200")]}
+        scope = {**SCOPE, "headers": [(b"content-length", b"1200")]}
         await BodyLimit(broken, ApiSettings(api_key=SecretStr("key"), body_bytes=1024))(scope, receive, send)
 
     asyncio.run(request())
