@@ -23,7 +23,20 @@ from worker.device import choose_dtype
 MODEL = "smollm2-135m-instruct"
 REQUESTS = 64
 SEED = 1
-WORDS = ("river", "stone", "paper", "window", "garden", "silver", "market", "engine", "letter", "summer", "bridge")
+WORDS = (
+    "river",
+    "stone",
+    "paper",
+    "window",
+    "garden",
+    "silver",
+    "market",
+    "engine",
+    "letter",
+    "summer",
+    "bridge",
+    "cotton",
+)
 
 
 def workload() -> list[tuple[str, int]]:
