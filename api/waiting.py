@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from api.dependencies import Api
 from api.errors import error_of
 from tandem.errors import Cancelled, QueueUnavailable, TandemError, WaitTimeout
-from tandem.events import JobEvent, read_events
-from tandem.job import Failure, Job, JobState
+from tandem.events import read_events
+from tandem.job import Failure, Job, JobEvent, JobState
 
 logger = logging.getLogger("tandem.api")
 Answer = TypeVar("Answer")

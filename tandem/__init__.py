@@ -24,6 +24,7 @@ from tandem.errors import (
     PromptTooLong,
     QueueUnavailable,
     ResultNotReady,
+    ServiceUnreachable,
     TandemError,
     UnknownAdapter,
     UnknownArtifact,
@@ -36,7 +37,7 @@ from tandem.errors import (
 )
 
 if TYPE_CHECKING:
-    from tandem.client import JobHandle, ServiceUnreachable, Tandem
+    from tandem.client import JobHandle, Tandem
 
     __version__: str
 
@@ -71,7 +72,7 @@ __all__ = [
     "__version__",
 ]
 
-FROM_CLIENT = frozenset({"JobHandle", "ServiceUnreachable", "Tandem"})
+FROM_CLIENT = frozenset({"JobHandle", "Tandem"})
 
 
 def __getattr__(name: str) -> Any:

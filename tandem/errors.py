@@ -142,6 +142,14 @@ class QueueUnavailable(TandemError):
     retryable = True
 
 
+class ServiceUnreachable(TandemError):
+    """The service cannot be reached; is it running (`tandem up`), and is TANDEM_URL its address?"""
+
+    code = "service_unreachable"
+    status = 503
+    retryable = True
+
+
 class WaitTimeout(TandemError):
     """The job did not end within the time that the caller waited; it goes on."""
 

@@ -6,7 +6,6 @@ by a `state` event with the next attempt's number; what a reader has collected f
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -15,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from tandem.errors import QueueUnavailable
-from tandem.job import JobState
+from tandem.job import JobEvent, JobState
 from tandem.job_store import CONNECT_SECONDS, PREFIX
 
 BLOCK_SECONDS = 5.0
@@ -26,17 +25,6 @@ MAX_READERS = 4096
 """Readers of one client at the same time: each blocks on a connection of its own (redis-py's default is 100, a
 Redis server's 10,000)."""
 BEGINNING = "0-0"
-
-
-@dataclass(frozen=True, slots=True)
-class JobEvent:
-    id: str
-    type: str
-    data: dict[str, Any]
-
-    @property
-    def ends_the_job(self) -> bool:
-        return self.type == "state" and JobState(self.data["state"]).is_terminal
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:

@@ -1,5 +1,6 @@
 """The job's record: its states, the table of transitions, and what is read back from the store."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -88,3 +89,17 @@ class Job(BaseModel):
     finished_at: float | None = None
     sequence: int
     """The job's number in the order of submission: the cursor of lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One event of a job, with the id after which reading can go on."""
+
+    id: str
+    type: str
+    """`state`, `progress`, `metrics`, `evaluation`, `tokens` or `cancel`."""
+    data: dict[str, Any]
+
+    @property
+    def ends_the_job(self) -> bool:
+        return self.type == "state" and JobState(self.data["state"]).is_terminal

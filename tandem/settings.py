@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tandem.errors import ConfigurationError
@@ -42,6 +42,9 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:
+                # Two settings that do not fit together: the message names both.
+                raise ConfigurationError(first["msg"].removeprefix("Value error, ")) from error
             name = f"TANDEM_{'.'.join(str(part) for part in first['loc']).upper()}"
             raise ConfigurationError(f"{name}: {first['msg']} (it is {first['input']!r})", param=name) from error
 
@@ -94,6 +97,15 @@ class WorkerSettings(Settings):
     """How long running jobs may still take to end after SIGTERM."""
     sweep_seconds: float = Field(default=1.0, gt=0.0)
     """How often the reaper looks for expired leases and lost tickets."""
+
+    @model_validator(mode="after")
+    def _every_slot_has_a_token(self) -> Self:
+        if self.step_tokens < self.sequence_slots:
+            raise ValueError(
+                f"TANDEM_STEP_TOKENS is {self.step_tokens}, below TANDEM_SEQUENCE_SLOTS, {self.sequence_slots}: "
+                "every running sequence needs one token of a step; raise the one or lower the other"
+            )
+        return self
 
     @field_validator("roles", mode="before")
     @classmethod

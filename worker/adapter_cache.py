@@ -22,8 +22,8 @@ class AdapterCache:
         self._kept: OrderedDict[str, AdapterWeights] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, adapter: str, model: PreTrainedModel) -> AdapterWeights:
-        """Raises UnknownAdapter, and AdapterMismatch if it does not fit the model."""
+    def get(self, adapter: str, model: PreTrainedModel, *, rank_limit: int) -> AdapterWeights:
+        """Raises UnknownAdapter, AdapterMismatch if it does not fit the model, InvalidRequest above `rank_limit`."""
         # A deleted adapter must not be served from memory: the index is asked each time.
         manifest = self._adapters.get(adapter)
         with self._lock:
@@ -32,7 +32,7 @@ class AdapterCache:
                 return self._kept[adapter]
         with tempfile.TemporaryDirectory(prefix="tandem-adapter-") as folder:
             self._adapters.fetch(manifest, Path(folder))
-            weights = read_adapter(adapter, Path(folder), model)
+            weights = read_adapter(adapter, Path(folder), model, rank_limit=rank_limit)
         with self._lock:
             self._kept[adapter] = weights
             if len(self._kept) > ADAPTERS_KEPT:

@@ -94,7 +94,9 @@ class WorkerService:
     def _make_runners(self) -> dict[JobKind, Runner]:
         adapters = self._services.adapters
         return {
-            "inference": InferenceRunner(self._residents, AdapterCache(adapters)),
+            "inference": InferenceRunner(
+                self._residents, AdapterCache(adapters), adapter_rank=self._settings.adapter_rank
+            ),
             "finetune": FineTuneRunner(self._residents, self._services.files, adapters, self._turns),
         }
 

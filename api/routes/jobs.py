@@ -15,8 +15,8 @@ from api.errors import ErrorBody, error_body
 from api.views import JobDetail, JobView, Page
 from api.waiting import succeeded
 from tandem.errors import QueueUnavailable, ResultNotReady
-from tandem.events import BEGINNING, JobEvent, read_events
-from tandem.job import JobKind, JobState
+from tandem.events import BEGINNING, read_events
+from tandem.job import JobEvent, JobKind, JobState
 from tandem.specs import NAME_PATTERN, JobSpec
 
 MAX_PAGE = 100

@@ -1,9 +1,9 @@
 """The client: what programs that produce jobs use. `tandem` itself exports the names that most need."""
 
-from tandem.client.event_stream import JobEvent
 from tandem.client.job_calls import Inputs
 from tandem.client.records import Adapter, JobHandle, Model, UploadedFile
 from tandem.client.tandem import Tandem
-from tandem.client.transport import ServiceUnreachable
+from tandem.errors import ServiceUnreachable
+from tandem.job import JobEvent
 
 __all__ = ["Adapter", "Inputs", "JobEvent", "JobHandle", "Model", "ServiceUnreachable", "Tandem", "UploadedFile"]

@@ -7,14 +7,12 @@ each event, comments that begin with a colon.
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
-from tandem.client.transport import CONNECT_SECONDS, ServiceUnreachable, Transport, error_of, pauses
-from tandem.errors import TandemError, WaitTimeout
-from tandem.job import JobState
+from tandem.client.transport import CONNECT_SECONDS, Transport, error_of, pauses
+from tandem.errors import ServiceUnreachable, TandemError, WaitTimeout
+from tandem.job import JobEvent
 
 SILENCE_SECONDS = 45.0
 """The service sends a comment at least every 15 s: three missed ones mean that the connection is dead."""
@@ -22,20 +20,6 @@ RECONNECTS = 8
 """Tries in a row without one event, over about half a minute: a service that restarts is back by then."""
 DEADLINE_SLACK_SECONDS = 1.0
 """How far a deadline may be overrun: near it, the stream is opened anew with a shorter limit, this often."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobEvent:
-    """One event of a job, with the id after which reading can go on."""
-
-    id: str
-    type: str
-    """`state`, `progress`, `metrics`, `evaluation`, `tokens` or `cancel`."""
-    data: dict[str, Any]
-
-    @property
-    def ends_the_job(self) -> bool:
-        return self.type == "state" and JobState(self.data["state"]).is_terminal
 
 
 def follow(

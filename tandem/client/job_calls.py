@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from tandem.client.event_stream import JobEvent, follow
+from tandem.client.event_stream import follow
 from tandem.client.mapping import OnError, in_order, with_progress
 from tandem.client.records import JobHandle
 from tandem.client.token_text import new_text
 from tandem.client.transport import Transport
 from tandem.errors import InvalidRequest, TandemError
+from tandem.job import JobEvent
 
 WINDOW = 64
 """Jobs that `map` keeps in flight: twice the sequences that one engine runs together by default."""

@@ -5,8 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import closing, suppress
 from typing import Literal, TypeVar
 
-from tandem.client.transport import ServiceUnreachable
-from tandem.errors import AuthenticationFailed, NotFound, QueueUnavailable, TandemError
+from tandem.errors import AuthenticationFailed, NotFound, QueueUnavailable, ServiceUnreachable, TandemError
 
 Input = TypeVar("Input")
 Started = TypeVar("Started")

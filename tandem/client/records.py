@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from tandem.client.event_stream import JobEvent
-from tandem.job import JobKind, JobState
+from tandem.job import JobEvent, JobKind, JobState
 
 if TYPE_CHECKING:
     from tandem.client.job_calls import JobCalls

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from tandem.client.event_stream import JobEvent
 from tandem.errors import WorkerLost
+from tandem.job import JobEvent
 
 
 def new_text(events: Iterable[JobEvent]) -> Iterator[str]:

@@ -9,7 +9,14 @@ from urllib.parse import urlsplit
 import httpx
 
 from tandem.client.endpoint import Endpoint
-from tandem.errors import AuthenticationFailed, InvalidRequest, NotFound, QueueUnavailable, TandemError
+from tandem.errors import (
+    AuthenticationFailed,
+    InvalidRequest,
+    NotFound,
+    QueueUnavailable,
+    ServiceUnreachable,
+    TandemError,
+)
 
 CONNECT_SECONDS = 5.0
 """A host that takes longer to accept a connection counts as unreachable."""
@@ -25,14 +32,6 @@ REFUSED = frozenset({429, 503})
 IN_DOUBT = frozenset({502, 504})
 """Statuses of a proxy that does not know whether the request was handled."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-
-
-class ServiceUnreachable(TandemError):
-    """The service cannot be reached; is it running (`tandem up`), and is TANDEM_URL its address?"""
-
-    code = "service_unreachable"
-    status = 503
-    retryable = True
 
 
 def error_of(payload: Mapping[str, Any], *, status: int | None = None) -> TandemError:

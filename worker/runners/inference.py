@@ -17,9 +17,12 @@ _spec: TypeAdapter[Any] = TypeAdapter(InferenceSpec)
 
 
 class InferenceRunner:
-    def __init__(self, residents: ResidentModels[ResidentModel], adapters: AdapterCache) -> None:
+    def __init__(
+        self, residents: ResidentModels[ResidentModel], adapters: AdapterCache, *, adapter_rank: int
+    ) -> None:
         self._residents = residents
         self._adapters = adapters
+        self._adapter_rank = adapter_rank
 
     def __call__(self, attempt: Attempt) -> dict[str, Any]:
         spec = _spec.validate_python(attempt.job.spec)
@@ -34,10 +37,13 @@ class InferenceRunner:
     def _generate(self, attempt: Attempt, spec: TextGenerationSpec, resident: ResidentModel) -> dict[str, Any]:
         assert resident.engine is not None
         prompt = encode_prompt(resident.tokenizer, spec.inputs)
+        adapter = None
+        if spec.adapter is not None:
+            adapter = self._adapters.get(spec.adapter, resident.model, rank_limit=self._adapter_rank)
         sequence = Sequence(
             prompt,
             spec.parameters,
-            adapter=None if spec.adapter is None else self._adapters.get(spec.adapter, resident.model),
+            adapter=adapter,
             on_text=(lambda text: attempt.report("tokens", {"text": text})) if spec.stream else None,
         )
         resident.engine.submit(sequence)

@@ -17,8 +17,7 @@ from api.routes.openai.job_header import JOB_HEADER
 from api.routes.openai.streamed_text import StreamedText
 from api.waiting import Waiting, while_connected
 from tandem.errors import TandemError
-from tandem.events import JobEvent
-from tandem.job import Job
+from tandem.job import Job, JobEvent
 
 router = APIRouter(tags=["openai"])
 

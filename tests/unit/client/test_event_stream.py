@@ -7,7 +7,8 @@ import pytest
 
 from tandem import ServiceUnreachable, Tandem, UnknownJob, WaitTimeout
 from tandem.client import event_stream, transport
-from tandem.client.event_stream import EventParser, JobEvent
+from tandem.client.event_stream import EventParser
+from tandem.job import JobEvent
 from tests.unit.client.stand_in_server import Answer, StandInServer
 
 RUNNING = ("1-0", "state", {"state": "running", "attempt": 1})

@@ -3,8 +3,8 @@
 import pytest
 
 from tandem import WorkerLost
-from tandem.client.event_stream import JobEvent
 from tandem.client.token_text import new_text
+from tandem.job import JobEvent
 
 
 def running(attempt: int) -> JobEvent:

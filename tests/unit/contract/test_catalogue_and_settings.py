@@ -68,3 +68,11 @@ def test_the_api_does_not_start_without_a_key(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("TANDEM_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="TANDEM_API_KEY"):
         ApiSettings.read()
+
+
+def test_settings_that_do_not_fit_together_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sequence that decodes takes one token of a step."""
+    monkeypatch.setenv("TANDEM_SEQUENCE_SLOTS", "64")
+    monkeypatch.setenv("TANDEM_STEP_TOKENS", "32")
+    with pytest.raises(ConfigurationError, match="TANDEM_STEP_TOKENS is 32, below TANDEM_SEQUENCE_SLOTS, 64"):
+        WorkerSettings.read()
