@@ -15,6 +15,7 @@ import httpx
 import pytest
 import redis
 
+from tandem import PromptTooLong, Tandem
 from tandem.embedded import UpOptions
 from tandem.embedded_service import EmbeddedService, ServiceFailed
 
@@ -78,6 +79,25 @@ class TestARunningService:
         assert httpx.get(url, trust_env=False).status_code == 401
         headers = {"Authorization": f"Bearer {service.api_key}"}
         assert httpx.get(url, headers=headers, trust_env=False).status_code == 200
+
+    def test_flower_shows_a_job_and_how_it_ended(self, service: EmbeddedService) -> None:
+        """The task's id is the job's id, its argument is the id alone, and a failed job is a failed task."""
+        with Tandem(service.api_url, service.api_key) as client:
+            good = client.submit("feature-extraction", "a secret text", model="all-minilm-l6-v2")
+            bad = client.submit("feature-extraction", "word " * 2000, model="all-minilm-l6-v2")
+            good.wait(timeout=PATIENCE_SECONDS)
+            with pytest.raises(PromptTooLong):
+                bad.wait(timeout=PATIENCE_SECONDS)
+        auth = ("tandem", service.running.flower_password or "")
+
+        def task(job_id: str) -> dict[str, object]:
+            answer = httpx.get(f"{service.flower_url}/api/task/info/{job_id}", auth=auth, trust_env=False)
+            return dict(answer.json()) if answer.is_success else {}
+
+        wait_until(lambda: task(good.id).get("state") == "SUCCESS", "the job in Flower")
+        wait_until(lambda: task(bad.id).get("state") == "FAILURE", "the failed job in Flower")
+        assert task(good.id)["args"] == f"('{good.id}',)"
+        assert "context_length_exceeded" in str(task(bad.id)["exception"])
 
     def test_the_queue_keeps_what_it_acknowledges(self, service: EmbeddedService) -> None:
         """The append-only file is on, a full server refuses instead of forgetting, and it wants a password."""
