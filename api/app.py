@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from api import errors
 from api.auth import RequireKey, bearer
@@ -42,7 +43,15 @@ def create_app(settings: ApiSettings) -> FastAPI:
             await events.aclose()
             services.jobs.redis.close()
 
-    app = FastAPI(title="Tandem", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    # /docs with assets of our own: on a network without internet it would stay blank.
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="Tandem",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        static_url="/docs-assets",
+    )
     errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, settings=settings)

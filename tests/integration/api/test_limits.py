@@ -1,5 +1,6 @@
 """What every request meets: the key, the body's limit, routes that are not there, the open pages."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,16 @@ def test_the_open_pages_need_no_key(api_url: str) -> None:
         landing = client.get("/").text
         assert 'href="/docs"' in landing
         assert 'href="http://127.0.0.1:5555"' in landing
+
+
+def test_the_docs_need_no_other_server(api_url: str) -> None:
+    """Symptom: /docs was blank on a network without internet. Cause: its script and style came from a CDN. Fix: the
+    service serves them itself."""
+    with httpx.Client(base_url=api_url) as client:
+        sources = re.findall(r'(?:src|href)="([^"]+)"', client.get("/docs").text)
+        assert len(sources) >= 3
+        assert [source for source in sources if not source.startswith("/")] == []
+        assert [source for source in sources if client.get(source).status_code != 200] == []
 
 
 def test_every_route_is_described(api_url: str) -> None:
