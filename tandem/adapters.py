@@ -14,8 +14,13 @@ from typing_extensions import Buffer
 
 from tandem.artifacts import Artifact, ArtifactStore
 from tandem.errors import UnknownAdapter
-from tandem.job_store import PREFIX, JobStore, queue_errors
+from tandem.function_library import PREFIX
+from tandem.job_store import JobStore
+from tandem.redis_connection import queue_errors
 from tandem.specs import LoraMethod, Task
+
+FOLDER = "adapters"
+"""Where the manifests are published in the artifact store."""
 
 
 class AdapterManifest(BaseModel):
@@ -59,8 +64,14 @@ class AdapterStore:
         return {path.name: self._artifacts.put_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
     def publish(self, manifest: AdapterManifest) -> AdapterManifest:
-        """Make an adapter usable, once. If an earlier attempt has published it, that one stands and is returned."""
+        """Make an adapter usable, once. If an earlier attempt has published it, that one stands and is returned.
+
+        Raises UnknownArtifact if one of its files is gone.
+        """
         name = _document(manifest.id)
+        for digest in manifest.files.values():
+            # A resumed attempt may have put them long ago; a reference needs a young blob.
+            self._artifacts.refresh(digest)
         if not self._artifacts.publish(name, manifest.model_dump_json().encode()):
             manifest = AdapterManifest.model_validate_json(self._artifacts.published(name) or b"")
         with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
@@ -119,6 +130,18 @@ class AdapterStore:
             pipe.execute()
         self._artifacts.retract(_document(adapter))
 
+    def artifact_references(self) -> Iterator[str]:
+        """The digests of every adapter's files and of the data it was trained on, for artifact_collection.py.
+
+        From the published documents: they are the truth, and are there when Redis has lost its index.
+        """
+        for content in self._artifacts.documents(FOLDER):
+            manifest = AdapterManifest.model_validate_json(content)
+            yield from manifest.files.values()
+            yield manifest.training_data
+            if manifest.validation_data is not None:
+                yield manifest.validation_data
+
 
 class _Pieces(io.RawIOBase):
     """Where zipfile writes: what has been written is taken out again before the next piece."""
@@ -137,4 +160,4 @@ class _Pieces(io.RawIOBase):
 
 def _document(adapter: str) -> str:
     # Colons and slashes are no part of a portable file name.
-    return f"adapters/{adapter.replace(':', '_').replace('/', '_')}.json"
+    return f"{FOLDER}/{adapter.replace(':', '_').replace('/', '_')}.json"

@@ -1,18 +1,28 @@
 """Uploaded files, in OpenAI's shape: a record in Redis, the content in the artifact store.
 
-Keys: `tandem:file:<id>` hash; `tandem:files` sorted set of ids by creation (microseconds).
+Keys: `tandem:file:<id>` the record (JSON); `tandem:files` sorted set of ids by creation (microseconds);
+`tandem:file-key:<owner>:<idempotency key>` "<id> <digest of the upload>", expires.
 """
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
+import redis
 from pydantic import BaseModel, ConfigDict
 
 from tandem.artifacts import ArtifactStore
-from tandem.errors import UnknownFile
-from tandem.job_store import PREFIX, JobStore, queue_errors
+from tandem.errors import IdempotencyConflict, UnknownFile
+from tandem.function_library import PREFIX
+from tandem.job_store import JobStore
+from tandem.redis_connection import queue_errors
+
+READ_AT_ONCE = 500
+"""Records of one MGET: a short call for the server, few round trips for us."""
 
 Purpose = Literal["fine-tune", "batch"]
 
@@ -30,15 +40,34 @@ class StoredFile(BaseModel):
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class UploadKey:
+    """An upload's Idempotency-Key."""
+
+    word: str
+    seconds: float
+    """How long it is remembered."""
+
+
 class FileStore:
     def __init__(self, jobs: JobStore, artifacts: ArtifactStore) -> None:
         self._redis = jobs.redis
         self._artifacts = artifacts
 
     def create(
-        self, chunks: Iterable[bytes], *, filename: str, purpose: Purpose, owner: str, limit: int
+        self,
+        chunks: Iterable[bytes],
+        *,
+        filename: str,
+        purpose: Purpose,
+        owner: str,
+        limit: int,
+        key: UploadKey | None = None,
     ) -> StoredFile:
-        """Store an upload. Raises PayloadTooLarge beyond `limit` bytes."""
+        """Store an upload; the same one under the same key of an owner is the file of the first time.
+
+        Raises PayloadTooLarge beyond `limit` bytes, IdempotencyConflict if the key was used with another upload.
+        """
         artifact = self._artifacts.put_stream(chunks, limit=limit)
         file = StoredFile(
             id=f"file-{uuid.uuid4().hex[:24]}",
@@ -49,10 +78,31 @@ class FileStore:
             digest=artifact.digest,
             created_at=int(time.time()),
         )
+        while (stored := self._record(file, key)) is None:
+            pass  # each time around, another upload with this key was recorded or forgotten
+        return stored
+
+    def _record(self, file: StoredFile, key: UploadKey | None) -> StoredFile | None:
+        """Write the record, and with it whose key made it; answers with the file that the key made before, if one is
+        there. None if the key was used at the same moment: look again. Raises IdempotencyConflict.
+        """
         with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
+            if key is not None:
+                place = f"{PREFIX}file-key:{file.owner}:{key.word}"
+                pipe.watch(place)
+                known_id, _, digest = (pipe.get(place) or "").partition(" ")
+                if known_id and (known := pipe.get(f"{PREFIX}file:{known_id}")):
+                    if digest != _upload_digest(file):
+                        raise IdempotencyConflict(param="Idempotency-Key")
+                    return StoredFile.model_validate_json(known)
+                pipe.multi()
+                pipe.set(place, f"{file.id} {_upload_digest(file)}", px=round(key.seconds * 1000))
             pipe.set(f"{PREFIX}file:{file.id}", file.model_dump_json())
             pipe.zadd(f"{PREFIX}files", {file.id: time.time_ns() // 1000})
-            pipe.execute()
+            try:
+                pipe.execute()
+            except redis.WatchError:
+                return None
         return file
 
     def get(self, file_id: str, *, param: str = "file_id") -> StoredFile:
@@ -81,3 +131,19 @@ class FileStore:
             pipe.delete(f"{PREFIX}file:{file_id}")
             pipe.zrem(f"{PREFIX}files", file_id)
             pipe.execute()
+
+    def artifact_references(self) -> Iterator[str]:
+        """The digest of every file's content, for artifact_collection.py."""
+        # All ids at once: paging by rank would miss one when another is deleted meanwhile.
+        with queue_errors():
+            ids = self._redis.zrange(f"{PREFIX}files", 0, -1)
+        for start in range(0, len(ids), READ_AT_ONCE):
+            keys = [f"{PREFIX}file:{file_id}" for file_id in ids[start : start + READ_AT_ONCE]]
+            with queue_errors():
+                records = self._redis.mget(keys)
+            yield from (StoredFile.model_validate_json(record).digest for record in records if record)
+
+
+def _upload_digest(file: StoredFile) -> str:
+    """Of all that the client sent."""
+    return hashlib.sha256(json.dumps([file.filename, file.purpose, file.digest]).encode()).hexdigest()
