@@ -1,7 +1,9 @@
 """Training, from the outside: an adapter is learned beside a model that goes on serving."""
 
 import json
+import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from tandem.errors import Cancelled, InvalidRequest
+from tandem.errors import Cancelled, Draining, InvalidRequest
 from tandem.specs import Hyperparameters, LoraMethod
 from tests.unit.training.tiny import chat, chatml_tokenizer, colour_rows, tiny_llama
 from worker.engine.engine import Engine
@@ -180,6 +182,42 @@ def test_a_cancelled_training_stops_within_a_step(resident: PreTrainedModel, tmp
     assert not (tmp_path / "adapter").exists()
     with turns.serving():
         pass
+
+
+def test_a_drained_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """When a worker drains, it keeps a checkpoint of the last completed step. Another one, with nothing but that
+    folder and the job, comes to the very adapter that the first would have come to."""
+    settings: dict[str, Any] = {
+        "base_name": "tiny-llama",
+        "training_rows": colour_rows(),
+        "validation_rows": None,
+        "method": LoraMethod(dropout=0.1),
+        "hyperparameters": Hyperparameters(max_steps=6, batch_size=4),
+    }
+    steps: list[int] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["type"] == "progress":
+            steps.append(event["step"])
+
+    def drain_after_two_steps() -> None:
+        if len(steps) == 2:
+            raise Draining
+
+    def learn(name: str, check: Callable[[], None] = lambda: None, **more: Any) -> bytes:
+        worker = {"turns": Turns(0.02), "on_event": note, "check": check, "folder": tmp_path / name}
+        train(tiny_llama(), chatml_tokenizer(), **settings, **worker, **more)
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    def keep(folder: Path, step: int) -> None:
+        shutil.copytree(folder, tmp_path / "checkpoint")
+
+    with pytest.raises(Draining):
+        learn("drained", drain_after_two_steps, on_checkpoint=keep)
+    assert steps == [1, 2]
+    resumed = learn("resumed", resume_from=tmp_path / "checkpoint")
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert resumed == learn("never-stopped")
 
 
 def test_a_layer_that_the_model_lacks_is_named(resident: LlamaForCausalLM, tmp_path: Path) -> None:

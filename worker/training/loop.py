@@ -14,24 +14,32 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tandem.errors import ConfigurationError
 from tandem.specs import Hyperparameters, LoraMethod, TrainingRow
+from worker.training.arguments import training_arguments
+from worker.training.checkpoint import (
+    Base,
+    Checkpoint,
+    CheckpointUnusable,
+    Subject,
+    data_digest,
+    read_checkpoint,
+)
 from worker.training.data import DataReport, EncodedData, PaddedBatch, encode_rows
+from worker.training.keeper import SAVE_SECONDS, CheckpointKeeper
 from worker.training.loss import AnswerLoss
 from worker.training.methods import peft_config
 from worker.training.randomness import SeededTurns, python_and_numpy_states_kept
-from worker.training.trainer import Event, TurnTrainer
+from worker.training.resumption import Event
+from worker.training.trained_state import check_fits
+from worker.training.trainer import TurnTrainer
 from worker.training.turns import Turns
 from worker.training.twin import build_twin, give_way_at_layers
 
 _only_training = threading.Lock()
 """accelerate keeps the state of gradient accumulation in one object a process: two trainings at once would skip each
 other's optimizer steps."""
-
-NEVER = 2**31
-"""Steps between evaluations when only the first and the last are asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class TrainingOutcome:
     tokens: int
     """Tokens trained on, prompts included and padding not, over all epochs."""
     seconds: float
-    """Wall time, serving's turns included."""
+    """Wall time, serving's turns and the attempts before a resumption included."""
     history: tuple[dict[str, Any], ...]
     """The events of type `metrics` and `evaluation`, in order."""
     training_data: DataReport
@@ -69,6 +77,10 @@ def train(
     on_event: Callable[[dict[str, Any]], None],
     check: Callable[[], None],
     folder: Path,
+    base_revision: str | None = None,
+    resume_from: Path | None = None,
+    on_checkpoint: Callable[[Path, int], None] | None = None,
+    save_seconds: float = SAVE_SECONDS,
 ) -> TrainingOutcome:
     """Train an adapter for `resident` and write it into `folder`, as PEFT reads it.
 
@@ -80,27 +92,53 @@ def train(
     there and leaves unchanged. Then, as after every error, no turn is held, the twin's memory is free, and nothing
     is in `folder`.
 
-    Raises InvalidTrainingData for rows that cannot be used, InvalidRequest for targets that the model lacks and for
-    a training that diverges, ConfigurationError for a resident that is not on the process's only device, and
-    RuntimeError when another training runs in this process.
+    `on_checkpoint` gets a folder with a checkpoint's files, and the number of optimizer steps completed in it: every
+    `hyperparameters.save_steps`, at the end of a step when the last one is `save_seconds` old, and when `check`
+    raises Draining or Paused, before that leaves. The folder is gone when it returns. What it raises is reported as
+    a `warning` event, except for AttemptStopped.
+
+    `resume_from` is such a folder, of this or another process; it must last until the training has ended. The
+    training goes on with an event `resumed`, and comes to the same adapter, losses and history as one that was never
+    stopped, bit for bit on the same kind of device. A checkpoint that cannot be used (damaged, of another version,
+    made on another base) is reported as a `warning` event, and the training starts anew: the job loses time, not
+    its result.
+
+    Raises InvalidTrainingData for rows that cannot be used, InvalidRequest for targets that the model lacks, for a
+    training that diverges and (param `resume_from`) for a checkpoint with other rows or settings,
+    ConfigurationError for a resident that is not on the process's only device, and RuntimeError when another
+    training runs in this process.
     """
     if not _only_training.acquire(blocking=False):
         raise RuntimeError("one training at a time in a process: run this one when the other has ended")
     try:
         data = _encode(tokenizer, resident, training_rows, validation_rows, hyperparameters.max_tokens)
-        seeded = SeededTurns(turns, seed=hyperparameters.seed, device=resident.device)
-        return _train(
-            resident,
-            base_name,
-            data,
-            PaddedBatch(tokenizer),
-            method,
-            hyperparameters,
-            seeded,
-            on_event,
-            check,
-            folder,
+        subject = Subject(
+            base=Base(name=base_name, revision=base_revision, dtype=str(resident.dtype)),
+            data=data_digest(*data),
+            method=method,
+            hyperparameters=hyperparameters,
         )
+        seeded = SeededTurns(turns, seed=hyperparameters.seed, device=resident.device)
+        with tempfile.TemporaryDirectory(prefix="tandem-training-") as scratch:
+            keeper = None
+            if on_checkpoint is not None:
+                save_steps = hyperparameters.save_steps
+                keeper = CheckpointKeeper(
+                    subject, Path(scratch), on_checkpoint, on_event, save_steps=save_steps, save_seconds=save_seconds
+                )
+            return _train(
+                resident,
+                subject,
+                data,
+                PaddedBatch(tokenizer),
+                seeded,
+                on_event,
+                check,
+                keeper,
+                resume_from,
+                Path(scratch),
+                folder,
+            )
     except BaseException as error:
         # A traceback keeps its frames' variables, and with them the twin, for as long as someone holds the error.
         traceback.clear_frames(error.__traceback__)
@@ -129,42 +167,67 @@ def _encode(
 
 def _train(
     resident: PreTrainedModel,
-    base_name: str,
+    subject: Subject,
     data: tuple[EncodedData, EncodedData | None],
     collate: PaddedBatch,
-    method: LoraMethod,
-    hyperparameters: Hyperparameters,
     turns: SeededTurns,
     on_event: Callable[[Event], None],
     check: Callable[[], None],
+    keeper: CheckpointKeeper | None,
+    resume_from: Path | None,
+    scratch: Path,
     folder: Path,
 ) -> TrainingOutcome:
     training, validation = data
     started = time.perf_counter()
     check()
     twin = build_twin(resident)
-    with tempfile.TemporaryDirectory(prefix="tandem-training-") as scratch:
-        arguments = _arguments(hyperparameters, Path(scratch), resident, evaluates=validation is not None)
-        with turns.training(), python_and_numpy_states_kept():
-            loss = AnswerLoss(twin, turns.give_way)
-            turns.give_way()
-            model = _with_adapter(twin, method, base_name)
-            turns.give_way()
-            trainer = TurnTrainer(
-                model,
-                arguments,
-                training=training.examples,
-                validation=validation.examples if validation else (),
-                collate=collate,
-                loss=loss,
-                turns=turns,
-                check=check,
-                on_event=on_event,
-            )
-        give_way_at_layers(twin, turns)
-        trainer.run()
-        check()
-        _save(model, folder)
+    with turns.training(), python_and_numpy_states_kept():
+        loss = AnswerLoss(twin, turns.give_way)
+        turns.give_way()
+        model = _with_adapter(twin, subject.method, subject.base.name)
+    checkpoint = None if resume_from is None else _usable_checkpoint(resume_from, subject, model, on_event)
+    arguments = training_arguments(
+        subject.hyperparameters,
+        scratch,
+        resident.device,
+        evaluates=validation is not None,
+        evaluates_first=validation is not None and (checkpoint is None or checkpoint.course.evaluation_due),
+    )
+    with turns.training(), python_and_numpy_states_kept():
+        trainer = TurnTrainer(
+            model,
+            arguments,
+            training=training.examples,
+            validation=validation.examples if validation else (),
+            collate=collate,
+            loss=loss,
+            turns=turns,
+            check=check,
+            on_event=on_event,
+            keeper=keeper,
+            started=started,
+        )
+    give_way_at_layers(twin, turns)
+    trainer.run(checkpoint)
+    trainer.check()
+    _save(model, folder)
+    return _outcome(trainer, training, validation)
+
+
+def _usable_checkpoint(
+    folder: Path, subject: Subject, model: PeftModel, on_event: Callable[[Event], None]
+) -> Checkpoint | None:
+    try:
+        checkpoint = read_checkpoint(folder, subject)
+        check_fits(model, checkpoint.tensors)
+    except CheckpointUnusable as error:
+        on_event({"type": "warning", "message": f"the training starts anew, without its checkpoint: {error}"})
+        return None
+    return checkpoint
+
+
+def _outcome(trainer: TurnTrainer, training: EncodedData, validation: EncodedData | None) -> TrainingOutcome:
     losses = trainer.validation_losses
     assert trainer.first_loss is not None, "a training has at least one step"
     return TrainingOutcome(
@@ -175,7 +238,7 @@ def _train(
         validation_loss_before=losses[0] if losses else None,
         validation_loss_after=losses[-1] if losses else None,
         tokens=trainer.trained_tokens,
-        seconds=time.perf_counter() - started,
+        seconds=trainer.seconds,
         history=tuple(trainer.history),
         training_data=training.report,
         validation_data=validation.report if validation else None,
@@ -191,49 +254,6 @@ def _with_adapter(twin: PreTrainedModel, method: LoraMethod, base_name: str) -> 
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT made a {type(model).__name__}, whose adapter cannot be saved alone")
     return model
-
-
-def _arguments(
-    hyperparameters: Hyperparameters, scratch: Path, resident: PreTrainedModel, *, evaluates: bool
-) -> TrainingArguments:
-    scheduler: str = hyperparameters.lr_scheduler_type
-    if scheduler == "constant" and hyperparameters.warmup_steps:
-        scheduler = "constant_with_warmup"  # transformers' plain "constant" ignores the warm-up
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        num_train_epochs=hyperparameters.epochs,
-        max_steps=hyperparameters.max_steps or -1,
-        per_device_train_batch_size=hyperparameters.batch_size,
-        per_device_eval_batch_size=hyperparameters.batch_size,
-        gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps,
-        learning_rate=hyperparameters.learning_rate,
-        lr_scheduler_type=scheduler,
-        warmup_steps=hyperparameters.warmup_steps,
-        weight_decay=hyperparameters.weight_decay,
-        max_grad_norm=hyperparameters.max_grad_norm,
-        seed=hyperparameters.seed,
-        data_seed=hyperparameters.seed,  # without it the order of rows comes from whatever state torch is in
-        logging_strategy="steps",
-        logging_steps=hyperparameters.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen, not averaged away
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=hyperparameters.eval_steps or NEVER,
-        eval_on_start=evaluates,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=resident.device.type == "cpu",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,  # batches are a few KB of token ids
-        remove_unused_columns=False,
-        label_names=["labels"],
-    )
-    if arguments.device != resident.device or arguments.n_gpu > 1:
-        raise ConfigurationError(
-            f"training would run on {arguments.device} of {arguments.n_gpu} devices, away from the model on "
-            f"{resident.device}: give each worker process one device, with CUDA_VISIBLE_DEVICES"
-        )
-    return arguments
 
 
 def _save(model: PeftModel, folder: Path) -> None:

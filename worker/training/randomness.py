@@ -1,7 +1,7 @@
 """Training's own random numbers, on generators that the whole process shares."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -45,6 +45,20 @@ class SeededTurns:
             self._turns.give_way()
         finally:
             self._exchange_states()
+
+    def random_states(self) -> tuple[torch.Tensor, ...]:
+        """Training's states between two turns: the CPU generator's, then the CUDA device's if it trains there."""
+        return tuple(self._absent_state)
+
+    def restore(self, states: Sequence[torch.Tensor]) -> None:
+        """Go on from what `random_states` gave, between two turns.
+
+        A state that is not there (a training goes on on another kind of device) stays as it was seeded.
+        """
+        self._absent_state = [
+            *(state.cpu() for state in states[: len(self._absent_state)]),
+            *self._absent_state[len(states) :],
+        ]
 
     def _exchange_states(self) -> None:
         present = [torch.get_rng_state()]

@@ -1,7 +1,6 @@
 """transformers' Trainer, whose work on the device is cut into turns."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from time import perf_counter
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -21,14 +19,12 @@ from transformers import (
 )
 
 from tandem.errors import InvalidRequest
+from worker.training.checkpoint import Checkpoint
 from worker.training.data import Example, PaddedBatch
+from worker.training.keeper import CheckpointKeeper
 from worker.training.loss import IGNORED_LABEL, AnswerLoss
 from worker.training.randomness import SeededTurns
-
-SMOOTHED_STEPS = 10
-"""Optimizer steps in the final training loss: enough to even out single batches, few enough to show the end."""
-
-Event = dict[str, Any]
+from worker.training.resumption import Event, ResumableTrainer
 
 
 class Examples(Dataset[Example]):
@@ -44,7 +40,7 @@ class Examples(Dataset[Example]):
         return self._examples[index]
 
 
-class TurnTrainer(Trainer):
+class TurnTrainer(ResumableTrainer):
     """The stock Trainer, with each micro step and each evaluated batch in a training turn of its own.
 
     A turn reaches from the forward pass to the end of the backward pass and, where one follows, of the optimizer's
@@ -68,43 +64,43 @@ class TurnTrainer(Trainer):
         turns: SeededTurns,
         check: Callable[[], None],
         on_event: Callable[[Event], None],
+        keeper: CheckpointKeeper | None,
+        started: float,
     ) -> None:
         super().__init__(
-            model=cast("nn.Module", model),
-            args=args,
+            cast("nn.Module", model),
+            args,
+            turns=turns,
+            check=check,
+            on_event=on_event,
+            keeper=keeper,
+            started=started,
             data_collator=cast("Any", collate),  # transformers' type names dicts, ours takes examples
             train_dataset=Examples(training),
             eval_dataset=Examples(validation) if validation else None,
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to the worker
-        self.add_callback(_StepEnd(self))
+        self.add_callback(_Boundaries(self))
         # Lets Trainer count the batch's answer tokens even for a model whose own loss would not take their number.
         self.model_accepts_loss_kwargs = True
         self._answer_loss = loss
-        self._turns = turns
-        self._check = check
-        self._on_event = on_event
         self._turn = ExitStack()
         self._step_loss = 0.0
         self._last_report = (perf_counter(), 0)
-        self.first_loss: float | None = None
-        self.last_losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
-        self.validation_losses: list[float] = []
-        self.history: list[Event] = []
-        """The metrics and evaluations, in the order in which they were reported."""
-        self.trained_tokens = 0
-        """Tokens of all micro steps so far, padding not counted."""
 
-    def run(self) -> None:
-        """Train to the end. Whatever is raised, no turn is held afterwards."""
-        self._last_report = (perf_counter(), 0)
+    def run(self, checkpoint: Checkpoint | None = None) -> None:
+        """Train to the end, from `checkpoint` on if there is one. Whatever is raised, no turn is held afterwards."""
         with self._turn:
-            self.train()
+            super().run(checkpoint)
+
+    def begin_training(self) -> None:
+        super().begin_training()
+        self._last_report = (perf_counter(), self.trained_tokens)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        self._check()
+        self.check()
         self._turn.enter_context(self._turns.training())
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += self._finite(float(loss), "training loss")
@@ -129,22 +125,26 @@ class TurnTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """The mean loss of the validation set's answer tokens, under `eval_loss`; it is reported as an event."""
+        self._evaluation_due = True
+        self.at_step_end()
         cast("nn.Module", self.model).eval()
         total, tokens = 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
-            self._check()
+            self.check()
             with self._turns.training(), torch.no_grad():
                 total += float(self._answer_loss(batch["input_ids"], batch["labels"], 1.0))
                 tokens += int((batch["labels"] != IGNORED_LABEL).sum())
         loss = self._finite(total / tokens, "validation loss")
         self.validation_losses.append(loss)
         self._report({"type": "evaluation", "step": self.state.global_step, "loss": loss})
+        self._evaluation_due = False
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
+        self.state.log_history.clear()  # it grows with every step, and `history` has it already
         if "loss" not in logs:  # the summary of the whole run, which the outcome holds
             return
         now, (then, tokens_then) = perf_counter(), self._last_report
@@ -194,11 +194,17 @@ class TurnTrainer(Trainer):
         return value
 
 
-class _StepEnd(TrainerCallback):
-    """Tells the trainer where its steps end: Trainer has no method to override there."""
+class _Boundaries(TrainerCallback):
+    """Tells the trainer where its steps begin and end: Trainer has no method to override there."""
 
     def __init__(self, trainer: TurnTrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.begin_training()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.at_step_end()  # of the step before, with all that was logged and evaluated after it
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
         self._trainer.end_turn()

@@ -53,6 +53,34 @@ def test_training_does_not_change_what_is_served() -> None:
     assert torch.equal(torch.cat([first, torch.rand(2)]), expected)
 
 
+def test_another_process_draws_what_would_have_come_next() -> None:
+    """The states between two turns are all there is, and putting them back touches nobody else's."""
+    first = SeededTurns(Turns(0.0), seed=7, device=CPU)
+    with first.training():
+        torch.rand(3)
+    states = first.random_states()
+    with first.training():
+        expected = torch.rand(3)
+
+    torch.manual_seed(5)
+    served = torch.rand(2)
+    torch.manual_seed(5)
+    second = SeededTurns(Turns(0.0), seed=99, device=CPU)
+    second.restore(states)
+    with second.training():
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.rand(2), served)
+
+
+def test_a_state_of_another_kind_of_device_is_left_out() -> None:
+    """A checkpoint from a GPU has two states; on a CPU the first is taken."""
+    states = SeededTurns(Turns(0.0), seed=7, device=CPU).random_states()
+    other = SeededTurns(Turns(0.0), seed=99, device=CPU)
+    other.restore([*states, torch.zeros(16, dtype=torch.uint8)])
+    assert len(other.random_states()) == 1
+    assert torch.equal(other.random_states()[0], states[0])
+
+
 def test_python_and_numpy_go_on_after_a_seed() -> None:
     """Trainer seeds every generator it knows; the rest of the process must not repeat itself."""
     random.seed(1)

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tandem.specs import ChatMessage, ChatRow, CompletionRow, Hyperparameters, LoraMethod, TrainingRow
+from worker.training.keeper import SAVE_SECONDS
 from worker.training.loop import TrainingOutcome, train
 from worker.training.turns import Turns
 
@@ -108,6 +109,10 @@ def run_training(
     method: LoraMethod | None = None,
     on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
     check: Callable[[], None] = nothing,
+    base_revision: str | None = None,
+    resume_from: Path | None = None,
+    on_checkpoint: Callable[[Path, int], None] | None = None,
+    save_seconds: float = SAVE_SECONDS,
     **hyperparameters: Any,
 ) -> TrainingOutcome:
     """`train` with small defaults: three steps of four rows."""
@@ -124,4 +129,8 @@ def run_training(
         on_event=on_event,
         check=check,
         folder=folder,
+        base_revision=base_revision,
+        resume_from=resume_from,
+        on_checkpoint=on_checkpoint,
+        save_seconds=save_seconds,
     )
