@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from worker.engine.detokenizer import Tokenizer
 from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
 from worker.engine.support import unsupported_reason
+from worker.stall import ProgressSource, StallWatch
 from worker.tasks import MODEL_CLASSES
 from worker.training.turns import Turns
 
@@ -39,19 +41,24 @@ class ResidentModel:
     tokenizer: PreTrainedTokenizerBase
     engine: EngineLoop | None
     encoder: EncoderBatcher | None
+    unwatch: Callable[[], None]
+    """Ends the stall watch over it."""
 
     def close(self) -> None:
         if self.engine is not None:
             self.engine.stop()
         if self.encoder is not None:
             self.encoder.stop()
+        # Last, so that a hang on the way here is seen.
+        self.unwatch()
 
 
 class Loader:
-    def __init__(self, settings: WorkerSettings, device: torch.device, turns: Turns) -> None:
+    def __init__(self, settings: WorkerSettings, device: torch.device, turns: Turns, stalls: StallWatch) -> None:
         self._settings = settings
         self._device = device
         self._turns = turns
+        self._stalls = stalls
 
     def measure(self, entry: CatalogueEntry) -> int:
         """Bytes of an entry's weights on the device. Raises InvalidModel if it has no safetensors."""
@@ -101,7 +108,7 @@ class Loader:
                 max_wait_seconds=settings.encoder_wait_seconds,
             )
             batcher.start()
-            return ResidentModel(entry, model, tokenizer, None, batcher)
+            return ResidentModel(entry, model, tokenizer, None, batcher, self._watch(entry, batcher))
         if reason := unsupported_reason(model):
             raise InvalidModel(f"model {entry.name!r} cannot be served yet: {reason}", param="model")
         limits = [settings.slot_tokens, entry.max_tokens, getattr(model.config, "max_position_embeddings", None)]
@@ -117,7 +124,12 @@ class Loader:
         )
         loop = EngineLoop(engine, serving_turn=self._turns.serving)
         loop.start()
-        return ResidentModel(entry, model, tokenizer, loop, None)
+        return ResidentModel(entry, model, tokenizer, loop, None, self._watch(entry, loop))
+
+    def _watch(self, entry: CatalogueEntry, work: EngineLoop | EncoderBatcher) -> Callable[[], None]:
+        source = ProgressSource(entry.name, work.is_busy, work.progress)
+        self._stalls.add(source)
+        return lambda: self._stalls.remove(source)
 
 
 def _weight_files(entry: CatalogueEntry) -> list[int]:

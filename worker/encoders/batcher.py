@@ -94,18 +94,27 @@ class EncoderBatcher:
         self._token_budget = token_budget
         self._max_wait_seconds = max_wait_seconds
         self._jobs: list[_Job] = []
-        """Jobs with unfinished rows, oldest first; read and changed under `_changed` alone."""
+        """Jobs with unfinished rows, oldest first; changed under `_changed` alone."""
         self._changed = threading.Condition()
         self._stopping = False
         self._died_of: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name=f"encoder-batcher-{task}", daemon=True)
         self.batches = 0
-        """Forwards run so far: a watch sees a stall where jobs are unfinished and this stands still."""
+        """Forwards begun so far, failed ones included."""
+        self._rounds = 0
 
     @property
     def unfinished_jobs(self) -> int:
         with self._changed:
             return len(self._jobs)
+
+    def is_busy(self) -> bool:
+        """Whether jobs are unfinished: then `progress` must grow. Waits for no lock: a hung thread may hold it."""
+        return bool(self._jobs)
+
+    def progress(self) -> int:
+        """A count that grows with every round and every forward."""
+        return self.batches + self._rounds
 
     def start(self) -> None:
         """Begin to run what is submitted, and what was submitted before."""
@@ -176,11 +185,11 @@ class EncoderBatcher:
     def _work(self) -> None:
         try:
             while (rows := self._gather()) is not None:
+                self._rounds += 1
                 for batch in plan_batches(rows, self._token_budget):
-                    self._drop_stopped_jobs()
                     if self._stopping:
                         return
-                    self._run_batch([row for row in batch if not row.job.future.done()])
+                    self._run_batch(batch)
         except BaseException as error:
             # Nobody would run what waits, so nobody may wait for it.
             logger.exception("The encoder batcher died")
@@ -219,11 +228,14 @@ class EncoderBatcher:
             self._jobs = [job for job in self._jobs if not job.future.done()]
 
     def _run_batch(self, rows: list[_Row]) -> None:
-        """One forward, and its results to their jobs. If it fails, halves are tried, down to the row at fault."""
+        """One forward, less the rows of ended jobs. If it fails, halves are tried, down to the row at fault."""
+        self._drop_stopped_jobs()
+        rows = [row for row in rows if not row.job.future.done()]
         if not rows:
             return
         try:
             with self._serving_turn():
+                self.batches += 1
                 outputs = self._task.forward([row.text for row in rows])
             results = [
                 self._task.result(output, row.text, row.job.parameters)
@@ -234,11 +246,10 @@ class EncoderBatcher:
                 logger.warning("A batch of %d rows failed (%r); running it in halves", len(rows), error)
                 middle = len(rows) // 2
                 self._run_batch(rows[:middle])
-                self._run_batch([row for row in rows[middle:] if not row.job.future.done()])
+                self._run_batch(rows[middle:])
             else:
                 _fail(rows[0].job, _named(error, rows[0]))
             return
-        self.batches += 1
         for row, result in zip(rows, results, strict=True):
             self._deliver(row, result)
 

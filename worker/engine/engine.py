@@ -1,6 +1,7 @@
 """One resident decoder model, serving many sequences in one continuous batch, each with its own adapter."""
 
 import math
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tandem.errors import Cancelled, InvalidModel, InvalidRequest, PromptTooLong, TandemError
+from tandem.errors import InvalidModel, InvalidRequest, PromptTooLong, TandemError
 from worker.engine.adapter_bank import AdapterBank
 from worker.engine.adapter_slots import AdapterSlots
 from worker.engine.attention import IMPLEMENTATION
@@ -38,7 +39,8 @@ class Occupancy:
 class Engine:
     """Continuous batching over a model that it takes over: the model's linear layers and attention are replaced.
 
-    `submit` and `has_work` may be called from any thread; `step` and `abandon` belong to one thread.
+    `submit`, `has_work` and `progress` may be used from any thread, and wait for none; `step` and `abandon` belong
+    to one thread.
     """
 
     def __init__(
@@ -72,6 +74,9 @@ class Engine:
         self._vocabulary = embeddings.num_embeddings
         self._end_tokens = _end_tokens(model)
         self._arrived: deque[Sequence] = deque()  # appended to by any thread, emptied by step
+        self.progress = 0
+        """Forwards computed and sequences ended early, together: it grows while there is work, or work stands still.
+        (Steps are not counted: one that plans no row would be repeated for ever.)"""
         model.eval()
         model.set_attn_implementation(IMPLEMENTATION)
         self._bank = AdapterBank(slots=adapter_slots, rank=adapter_rank)
@@ -121,13 +126,19 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Admit, compute one forward, hand out its tokens. A failure ends only the sequences that it touches."""
+        """Admit, compute one forward, hand out its tokens. A failure ends only the sequences that it touches.
+
+        What was cancelled, or is past its deadline, leaves before the forward.
+        """
         while self._arrived:
             self._scheduler.add(self._arrived.popleft())
-        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
-            if sequence.cancelled:
-                self._fail(sequence, Cancelled())
-        self._load_adapters(self._scheduler.admit())
+        # Before the admission, so that those who wait get the slots of those who leave.
+        self._end_stopped()
+        misses = self._scheduler.admit()
+        if misses:
+            self._load_adapters(misses)
+            # Loading takes a while, in which a sequence may have been cancelled.
+            self._end_stopped()
         plan = self._scheduler.plan_step()
         if plan.tokens == 0:
             return
@@ -137,6 +148,7 @@ class Engine:
             for sequence in plan.sequences:
                 self._fail(sequence, error)
             return
+        self.progress += 1
         self._scheduler.advance(plan)
         self._hand_out(plan, chosen)
 
@@ -161,6 +173,13 @@ class Engine:
             )
         if sequence.adapter is not None:
             self._bank.check(sequence.adapter)
+
+    def _end_stopped(self) -> None:
+        now = time.monotonic()
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            reason = sequence.reason_to_stop(now)
+            if reason is not None:
+                self._fail(sequence, reason)
 
     def _load_adapters(self, admitted: tuple[Sequence, ...]) -> None:
         """Copy the weights that the newly admitted miss; where that fails, the adapter's sequences fail."""
@@ -207,6 +226,7 @@ class Engine:
         slot = sequence.slot
         was_running = sequence.state is not SequenceState.WAITING
         self._scheduler.remove(sequence)
+        self.progress += 1
         if was_running and slot is not None:
             self._kv.clear(slot)
         sequence.future.set_exception(error)

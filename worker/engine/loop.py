@@ -20,8 +20,6 @@ class EngineLoop:
     ) -> None:
         """Each step runs inside `with serving_turn():`, where training hands over the device."""
         self.engine = engine
-        self.steps = 0
-        """Steps done: it grows while there is work, or the engine is stalled."""
         self._serving_turn = serving_turn
         self._changed = threading.Condition()
         self._stopping = False
@@ -38,6 +36,14 @@ class EngineLoop:
                 raise Draining
             self.engine.submit(sequence)
             self._changed.notify()
+
+    def is_busy(self) -> bool:
+        """Whether there is work: then `progress` must grow. Waits for no lock: a hung thread may hold it."""
+        return self.engine.has_work()
+
+    def progress(self) -> int:
+        """A count that grows with every step that does something (`Engine.progress`)."""
+        return self.engine.progress
 
     def stop(self) -> None:
         """End the thread after its current step; whatever is left fails with `Draining`."""
@@ -57,7 +63,6 @@ class EngineLoop:
                 # Engine.step keeps a forward's failure to its sequences; what arrives here is a defect of ours.
                 log.exception("a step failed outside its forward; all sequences fail, the engine goes on")
                 self.engine.abandon(error)
-            self.steps += 1
 
     def _wait_for_work(self) -> bool:
         """Returns when there is work (True) or the loop must end (False)."""

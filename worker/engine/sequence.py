@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
+from tandem.errors import AttemptStopped, Cancelled, DeadlineExceeded
 from tandem.specs import GenerationParameters
 
 if TYPE_CHECKING:  # adapter_weights imports torch, which the scheduler's tests do without
@@ -59,12 +60,18 @@ class Sequence:
         *,
         adapter: "AdapterWeights | None" = None,
         on_text: Callable[[str], None] | None = None,
+        deadline: float | None = None,
     ) -> None:
-        """`on_text` is called from the engine's thread with each newly decided piece of text."""
+        """`on_text` is called from the engine's thread with each newly decided piece of text.
+
+        `deadline`, in seconds of `time.monotonic()`: at the first step from then on, the sequence leaves the engine,
+        even if it still waits for a slot, and its future raises `DeadlineExceeded`.
+        """
         self.prompt_tokens = tuple(prompt_tokens)
         self.parameters = parameters
         self.adapter = adapter
         self.on_text = on_text
+        self.deadline = deadline
         self.future: Future[Generated] = Future()
 
         self.state = SequenceState.WAITING
@@ -89,11 +96,6 @@ class Sequence:
         return None if self.adapter is None else self.adapter.id
 
     @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._cancelled
-
-    @property
     def last_token(self) -> int:
         """The token that the next decode step reads; only of a decoding sequence."""
         return self.token_ids[-1]
@@ -104,11 +106,19 @@ class Sequence:
         return len(self.prompt_tokens) + len(self.token_ids) - 1
 
     def cancel(self) -> None:
-        """Ask that it stops: at the next step it leaves the batch, and its future raises `Cancelled`.
+        """Ask that it stops: it leaves before the next forward, and its future raises `Cancelled`.
 
-        Safe from any thread. A sequence that has finished before stays finished.
+        Safe from any thread, also while it waits for a slot. A sequence that has finished before stays finished.
         """
         self._cancelled = True
+
+    def reason_to_stop(self, now: float) -> AttemptStopped | None:
+        """Why it must take part in no further forward, if so; `now` in seconds of `time.monotonic()`."""
+        if self._cancelled:
+            return Cancelled()
+        if self.deadline is not None and now >= self.deadline:
+            return DeadlineExceeded()
+        return None
 
     def generated(self, finish_reason: FinishReason) -> Generated:
         """Its result, as it now stands."""

@@ -11,6 +11,7 @@ from tandem.catalogue import CatalogueEntry
 from tandem.errors import InvalidModel
 from tandem.settings import Settings, WorkerSettings
 from worker.loading import Loader, ResidentModel
+from worker.stall import StallWatch
 from worker.training.turns import Turns
 
 WHEEL_MODELS = {
@@ -23,7 +24,7 @@ WHEEL_MODELS = {
 @pytest.fixture
 def loader() -> Loader:
     settings = WorkerSettings(sequence_slots=2, slot_tokens=64)
-    return Loader(settings, torch.device("cpu"), Turns(0.0))
+    return Loader(settings, torch.device("cpu"), Turns(0.0), StallWatch(60.0, pytest.fail))
 
 
 def entry(name: str, folder: Path) -> CatalogueEntry:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -228,6 +228,56 @@ def test_should_stop_ends_its_job_between_batches_with_what_it_raises() -> None:
         with pytest.raises(Cancelled):
             job.result(WAIT_SECONDS)
         assert len(other.result(WAIT_SECONDS)) == 10
+
+
+def test_should_stop_is_asked_before_each_part_of_a_batch_that_failed() -> None:
+    """A batch that does not fit the memory is run in halves: a forward each, with a question before each."""
+    stop = threading.Event()
+
+    def should_stop() -> None:
+        if stop.is_set():
+            raise Cancelled
+
+    with started() as batcher:
+
+        def breaks(rows: list[EncodedText]) -> None:
+            stop.set()
+            raise torch.OutOfMemoryError("out of memory")
+
+        break_forward(batcher, breaks)
+        with pytest.raises(Cancelled):
+            batcher.run(SENTENCES, EmbeddingParameters(), should_stop=should_stop)
+        assert batcher.batches == 1
+
+
+def test_a_batcher_is_busy_while_jobs_are_unfinished_and_each_forward_is_progress() -> None:
+    """Both are read while the batcher's thread stands still in a turn, as the stall watch reads them."""
+    gate = Gate()
+    with started(serving_turn=gate, token_budget=20) as batcher:
+        assert (batcher.is_busy(), batcher.progress()) == (False, 0)
+        job = batcher.submit(["the cat sat on the mat"] * 6, EmbeddingParameters())
+        assert gate.reached.wait(WAIT_SECONDS)
+        before = batcher.progress()
+        with ThreadPoolExecutor(1) as watch, batcher._changed:  # held, as by a thread that hung meanwhile
+            assert watch.submit(batcher.is_busy).result(WAIT_SECONDS)
+            assert watch.submit(batcher.progress).result(WAIT_SECONDS) == before
+        gate.opened.set()
+        job.result(WAIT_SECONDS)
+        assert not batcher.is_busy()
+        assert batcher.progress() == before + 3
+
+
+def test_a_failed_forward_is_progress_too() -> None:
+    with started() as batcher:
+
+        def breaks(rows: list[EncodedText]) -> None:
+            raise RuntimeError("device fault")
+
+        break_forward(batcher, breaks)
+        with pytest.raises(RuntimeError, match="device fault"):
+            batcher.run(["yes"], EmbeddingParameters())
+        assert batcher.progress() > 0
+        assert not batcher.is_busy()
 
 
 def test_every_forward_has_a_turn_of_its_own() -> None:

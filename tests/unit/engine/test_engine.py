@@ -1,18 +1,29 @@
 """What the engine promises beside the right tokens: fair refusals, cancelling, isolation, and no leaks."""
 
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tandem.errors import AdapterMismatch, Cancelled, InvalidRequest, PromptTooLong, TandemError
+from tandem.errors import (
+    AdapterMismatch,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    PromptTooLong,
+    TandemError,
+)
 from tandem.specs import GenerationParameters
 from tests.unit.engine.tiny_models import FAMILIES, SIZES, Crowd, build_model, random_prompts
 from worker.engine.adapter_weights import AdapterWeights, LowRankPair
 from worker.engine.sequence import Sequence, SequenceState
 
 PATH = "model.layers.1.self_attn.q_proj"
+LONG_AGO = 0.0
+"""Seconds of time.monotonic(), which on Linux began with the machine."""
 HOT = {"temperature": 1.0, "top_p": 0.95, "top_k": 200}
 
 
@@ -93,6 +104,98 @@ def test_a_cancelled_sequence_leaves_at_the_next_step(together: Crowd) -> None:
         assert cancelled.state is SequenceState.FINISHED
     together.run()
     assert neighbour.future.result(0).completion_tokens == 30
+
+
+@pytest.mark.parametrize("stop", [Sequence.cancel, lambda sequence: setattr(sequence, "deadline", LONG_AGO)])
+@pytest.mark.parametrize("steps_before", range(6))
+def test_whenever_a_sequence_must_stop_the_next_forward_is_without_it(
+    together: Crowd, stop: Callable[[Sequence], None], steps_before: int
+) -> None:
+    """Not yet admitted, in the midst of its prompt (64 tokens in chunks of 32, behind a neighbour) or decoding."""
+    neighbour = together.submit(random_prompts((9,))[0], max_new_tokens=30)
+    stopped = together.submit(random_prompts((64,))[0], max_new_tokens=30)
+    for _ in range(steps_before):
+        together.engine.step()
+    read, written = stopped.prefilled, len(stopped.token_ids)
+    stop(stopped)
+    together.engine.step()
+
+    assert isinstance(stopped.future.exception(0), Cancelled | DeadlineExceeded)
+    assert (stopped.prefilled, len(stopped.token_ids)) == (read, written)
+    together.run()
+    assert neighbour.future.result(0).completion_tokens == 30
+
+
+def test_a_sequence_past_its_deadline_leaves_even_while_it_waits_for_a_slot(together: Crowd) -> None:
+    running = [together.submit(prompt, max_new_tokens=30) for prompt in random_prompts((9,) * 4)]
+    waiting = Sequence([1, 2], GenerationParameters(), deadline=time.monotonic() + 1000)
+    together.engine.submit(waiting)
+    together.engine.step()
+    assert together.engine.occupancy.waiting == 1
+    assert not waiting.future.done()
+    waiting.deadline = LONG_AGO
+    together.engine.step()
+
+    with pytest.raises(DeadlineExceeded):
+        waiting.future.result(0)
+    assert together.engine.occupancy.waiting == 0
+    together.run()
+    assert [sequence.future.result(0).completion_tokens for sequence in running] == [30] * 4
+
+
+def test_the_slot_of_a_sequence_past_its_deadline_is_given_on_in_the_same_step(together: Crowd) -> None:
+    prompts = random_prompts((9,) * 5)
+    late, *_, successor = [together.submit(prompt, max_new_tokens=30) for prompt in prompts]
+    together.engine.step()
+    late.deadline = LONG_AGO
+    together.engine.step()
+
+    assert isinstance(late.future.exception(0), DeadlineExceeded)
+    assert successor.state is not SequenceState.WAITING
+    together.run()
+    assert successor.future.result(0).completion_tokens == 30
+
+
+def test_a_deadline_that_lies_ahead_changes_nothing(together: Crowd) -> None:
+    sequence = Sequence([5, 6, 7], GenerationParameters(max_new_tokens=6), deadline=time.monotonic() + 1000)
+    together.engine.submit(sequence)
+    together.run()
+
+    assert sequence.future.result(0) == together.generate([5, 6, 7], max_new_tokens=6)
+
+
+def test_what_is_cancelled_while_adapters_load_is_in_no_forward(
+    together: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequence = together.submit(random_prompts((9,))[0], adapter=adapter("slow"), max_new_tokens=5)
+    load = together.engine._bank.load
+
+    def cancelled_meanwhile(slot: int, weights: AdapterWeights) -> None:
+        load(slot, weights)
+        sequence.cancel()
+
+    monkeypatch.setattr(together.engine._bank, "load", cancelled_meanwhile)
+    together.engine.step()
+
+    assert isinstance(sequence.future.exception(0), Cancelled)
+    assert sequence.prefilled == 0
+
+
+def test_forwards_and_early_ends_are_progress_and_idle_steps_are_not(
+    together: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = together.engine
+    engine.step()
+    assert engine.progress == 0
+    together.generate([1, 2, 3], max_new_tokens=4)
+    assert engine.progress == 4
+    together.submit([1, 2, 3]).cancel()
+    engine.step()
+    assert engine.progress == 5
+    together.submit([1, 2, 3])
+    monkeypatch.setattr("worker.engine.forward.choose", lambda *_: 1 / 0)
+    engine.step()
+    assert engine.progress == 6
 
 
 def test_cancelling_what_is_finished_changes_nothing(together: Crowd) -> None:

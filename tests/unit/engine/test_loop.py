@@ -36,7 +36,7 @@ def test_a_submitted_sequence_is_generated_by_the_thread(engine: Engine) -> None
     assert second.future.result(SECONDS) == first.future.result()
     loop.stop()
 
-    assert loop.steps == 10
+    assert loop.progress() == 10
 
 
 def test_every_step_runs_inside_a_serving_turn(engine: Engine) -> None:
@@ -54,8 +54,31 @@ def test_every_step_runs_inside_a_serving_turn(engine: Engine) -> None:
     one.future.result(SECONDS)
     loop.stop()
 
-    assert turns == ["engine"] * loop.steps
-    assert len(turns) == 5
+    assert turns == ["engine"] * 5
+
+
+def test_a_loop_is_busy_while_it_has_work_and_each_step_is_progress(engine: Engine) -> None:
+    """Both are read while the engine's thread stands still in a step, as the stall watch reads them."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause(_: str) -> None:
+        reached.set()
+        assert go_on.wait(SECONDS)
+
+    loop = EngineLoop(engine)
+    loop.start()
+    assert (loop.is_busy(), loop.progress()) == (False, 0)
+    one = Sequence(random_prompts((7,))[0], GenerationParameters(max_new_tokens=20), on_text=pause)
+    loop.submit(one)
+    assert reached.wait(SECONDS)
+    before = loop.progress()
+    assert loop.is_busy()
+    go_on.set()
+    one.future.result(SECONDS)
+    loop.stop()
+
+    assert 0 < before < loop.progress() == 20
+    assert not loop.is_busy()
 
 
 def test_stopping_fails_what_is_left(engine: Engine) -> None:
