@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
@@ -12,11 +13,17 @@ from api.body_limit import BodyLimit
 from api.dependencies import Api
 from api.errors import ErrorBody
 from api.request_id import RequestId
-from api.routes import adapters, files, health, jobs, models
+from api.routes import adapters, dead_letters, files, health, jobs, lanes, models
 from api.routes.openai import chat, embeddings
+from api.webhooks import Webhooks
+from tandem.api_keys import ApiKeys
 from tandem.events import connect_async
 from tandem.services import Services
 from tandem.settings import ApiSettings
+
+THREADS = 90
+"""Requests that may wait for the queue's server at the same time. While it hangs, each takes a thread for a second;
+with anyio's 40 the others would wait their turn for longer than they may. Below redis-py's 100 connections."""
 
 DESCRIPTION = """\
 Asynchronous inference and fine-tuning jobs. Submit a job, follow its events, fetch its result; or use the OpenAI
@@ -32,16 +39,20 @@ def create_app(settings: ApiSettings) -> FastAPI:
     # Opened here and not in the lifespan, so that a bad setting is an error of the start and not of the server.
     # Nothing is connected yet.
     services = Services.connect(settings)
+    keys = ApiKeys.load(settings)
+    webhooks = Webhooks(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
         events = connect_async(settings.redis_url)
-        app.state.api = Api(settings, services, events)
+        app.state.api = Api(settings, services, events, webhooks)
         try:
-            yield
+            async with webhooks.delivered(services.jobs):
+                yield
         finally:
             await events.aclose()
-            services.jobs.redis.close()
+            services.jobs.close()
 
     # /docs with assets of our own: on a network without internet it would stay blank.
     app = FastAPIOffline(
@@ -55,7 +66,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, settings=settings)
-    app.add_middleware(RequireKey, settings=settings)
+    app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(RequestId)
 
     v1 = APIRouter(
@@ -63,7 +74,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         dependencies=[Depends(bearer)],
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    for routes in (jobs, chat, embeddings, files, models, adapters):
+    for routes in (jobs, dead_letters, lanes, chat, embeddings, files, models, adapters):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -1,4 +1,4 @@
-"""What routes ask for: the process's stores, its settings and its reader of events."""
+"""What routes ask for: the process's stores, its settings and its reader of events, and a way to submit."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,8 +6,13 @@ from typing import Annotated
 import redis.asyncio
 from fastapi import Depends, Header, Request
 
+from api.auth import Key
+from api.webhooks import Webhooks
+from tandem.api_keys import ApiKey
+from tandem.job_store import Share, Submitted
 from tandem.services import Services
 from tandem.settings import ApiSettings
+from tandem.specs import FineTuneSpec, InferenceBase
 
 MAX_KEY_CHARACTERS = 255
 """Characters of an Idempotency-Key (Stripe's limit, which clients expect)."""
@@ -20,18 +25,24 @@ class Api:
     settings: ApiSettings
     services: Services
     events: redis.asyncio.Redis
+    webhooks: Webhooks
 
 
-def _api(request: Request) -> Api:
+# Asynchronous although nothing waits: FastAPI runs the others in threads, of which a busy process has none to spare.
+
+
+async def _api(request: Request) -> Api:
     api: Api = request.app.state.api
     return api
 
 
-def _services(request: Request) -> Services:
-    return _api(request).services
-
-
 ApiDep = Annotated[Api, Depends(_api)]
+
+
+async def _services(api: ApiDep) -> Services:
+    return api.services
+
+
 ServicesDep = Annotated[Services, Depends(_services)]
 IdempotencyKey = Annotated[
     str | None,
@@ -39,6 +50,33 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=MAX_KEY_CHARACTERS,
-        description="A word of yours for this request. Sent again with the same body, it answers with the first job.",
+        description="A word of yours for this request. Sent again with the same body within 24 hours, it answers "
+        "with what the first one made; with another body it is refused.",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Submits for whoever sent the request, with its share and under its Idempotency-Key."""
+
+    api: Api
+    key: ApiKey
+    idempotency_key: str | None
+
+    def submit(self, spec: InferenceBase | FineTuneSpec) -> Submitted:
+        """Queue a job. Raises what Submission.submit raises, and InvalidRequest for a webhook that cannot be told."""
+        self.api.webhooks.check(spec)
+        return self.api.services.submission.submit(
+            spec,
+            owner=self.key.owner,
+            share=Share(self.key.weight, self.key.max_queued),
+            idempotency_key=self.idempotency_key,
+        )
+
+
+async def _submitter(api: ApiDep, key: Key, idempotency_key: IdempotencyKey = None) -> Submitter:
+    return Submitter(api, key, idempotency_key)
+
+
+SubmitterDep = Annotated[Submitter, Depends(_submitter)]

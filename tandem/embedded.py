@@ -120,6 +120,9 @@ def _api(home: Home, service: RunningService, common: Mapping[str, str], host: s
     environment = {
         **common,
         "TANDEM_API_KEY": service.api_key,
+        # Hexadecimal digits are base64 as well: 48 bytes of it.
+        "TANDEM_WEBHOOK_SECRET": os.environ.get("TANDEM_WEBHOOK_SECRET")
+        or home.secret("webhook-secret", prefix="whsec_"),
         "TANDEM_HOST": host,
         "TANDEM_PORT": str(port),
     }

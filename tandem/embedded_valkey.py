@@ -26,8 +26,13 @@ appendonly yes
 appendfsync everysec
 save ""
 # A full server refuses new jobs; it must never drop a job's record to make room.
+maxmemory {memory}
 maxmemory-policy noeviction
+# A job's record with a short result stays compact: an ended job takes an eighth less.
+hash-max-listpack-value 4096
 """
+MEMORY_SHARE = 4
+"""The server may use one part of so many of the machine's memory: the rest is the models'."""
 
 
 def binary() -> Path:
@@ -52,8 +57,13 @@ def configure(folder: Path, *, port: int, password: str) -> Path:
     # The password stands in the file, not on the command line, which every user of the machine can read.
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as target:
         quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
-        target.write(CONFIGURATION.format(port=port, password=password, folder=quoted))
+        target.write(CONFIGURATION.format(port=port, password=password, folder=quoted, memory=_memory()))
     return file
+
+
+def _memory() -> int:
+    """Bytes. New jobs are refused well before (queue_memory.py), so that running ones can still end."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEMORY_SHARE
 
 
 def url(*, port: int, password: str) -> str:

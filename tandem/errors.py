@@ -135,11 +135,24 @@ class ResultNotReady(Conflict):
 
 
 class QueueUnavailable(TandemError):
-    """The queue's Redis server does not answer; nothing was queued, try again."""
+    """The queue's Redis server does not answer; try again (with an Idempotency-Key, if something is to be made)."""
 
     code = "queue_unavailable"
     status = 503
     retryable = True
+
+
+class QueueFull(TandemError):
+    """The queue takes no more jobs now; send this one again later."""
+
+    code = "queue_full"
+    status = 429
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, param: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
+        """Seconds after which there may be room."""
 
 
 class ServiceUnreachable(TandemError):
@@ -198,6 +211,19 @@ class Draining(AttemptStopped):
     """The worker is shutting down; the job goes back to its queue uncharged."""
 
     code = "draining"
+
+
+class Paused(AttemptStopped):
+    """The job was paused; it goes back to its queue uncharged and waits there to be resumed."""
+
+    code = "paused"
+
+
+class DeadlineExceeded(AttemptStopped):
+    """The job's deadline passed before it had ended."""
+
+    code = "deadline_exceeded"
+    status = 504
 
 
 # A startup that cannot go on.

@@ -1,4 +1,5 @@
-"""A job's events, read as they come: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `cancel`.
+"""A job's events, read as they come: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `retry`,
+`checkpoint`, `resumed`, `cancel`, `pause`, `resume`.
 
 The stream's ids are the cursor: reading goes on after any of them. An event of an attempt that was lost is followed
 by a `state` event with the next attempt's number; what a reader has collected from `tokens` then starts anew.
@@ -8,14 +9,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from tandem.errors import QueueUnavailable
+from tandem import redis_connection
+from tandem.function_library import PREFIX
 from tandem.job import JobEvent, JobState
-from tandem.job_store import CONNECT_SECONDS, PREFIX
+from tandem.redis_connection import queue_errors
 
 BLOCK_SECONDS = 5.0
 """How long one read waits: bounds how late a dead server is noticed."""
@@ -25,19 +24,13 @@ MAX_READERS = 4096
 """Readers of one client at the same time: each blocks on a connection of its own (redis-py's default is 100, a
 Redis server's 10,000)."""
 BEGINNING = "0-0"
+FIRST = "0-1"
+"""The id of the event that says that the job was queued: before all that the server gives."""
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
     """A client for readers: it answers or fails within a few seconds more than one blocking read."""
-    return redis.asyncio.Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_connect_timeout=CONNECT_SECONDS,
-        socket_timeout=BLOCK_SECONDS * 2,
-        max_connections=MAX_READERS,
-        # One more try on a new connection, as in job_store.connect; the default waits for seconds between ten tries.
-        retry=Retry(NoBackoff(), 1),
-    )
+    return redis_connection.connect_async(url, socket_timeout=BLOCK_SECONDS * 2, max_connections=MAX_READERS)
 
 
 async def read_events(
@@ -49,15 +42,15 @@ async def read_events(
     Raises QueueUnavailable when the server is gone; the reader may go on later from the last id.
     """
     key = f"{PREFIX}events:{job_id}"
+    if after == BEGINNING and (submitted := await _submitted(client, job_id)):
+        yield submitted
     while True:
-        try:
+        with queue_errors():
             # Asked before the events are read: an end between the two is then read as an event.
             is_over = await _is_over(client, job_id)
             answer = await client.xread(
                 {key: after}, count=READ_COUNT, block=None if is_over else int(BLOCK_SECONDS * 1000)
             )
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise QueueUnavailable(f"the queue's Redis server does not answer: {error}") from error
         entries = _entries(answer)
         if not entries:
             if is_over:
@@ -69,6 +62,16 @@ async def read_events(
             yield event
             if event.ends_the_job:
                 return
+
+
+async def _submitted(client: redis.asyncio.Redis, job_id: str) -> JobEvent | None:
+    """The first event of every job. It is not in the stream, which costs more memory than a queued job's record."""
+    with queue_errors():
+        created_at = await client.hget(f"{PREFIX}job:{job_id}", "created_at")
+    if created_at is None:
+        return None
+    data = {"state": str(JobState.QUEUED), "attempt": 0, "at": float(created_at) / 1000}
+    return JobEvent(FIRST, "state", data)
 
 
 async def _is_over(client: redis.asyncio.Redis, job_id: str) -> bool:

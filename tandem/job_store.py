@@ -1,40 +1,45 @@
-"""The store of jobs: one atomic server-side call for each change (transitions.lua), plain reads beside them."""
+"""The store of jobs: one atomic server-side call for each change of a job (transitions/*.lua).
+
+Reads are in job_reads.py, sweeps, nudges and webhooks in job_upkeep.py.
+"""
 
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from tandem.artifacts import ArtifactStore
-from tandem.errors import IdempotencyConflict, QueueUnavailable, Superseded, UnknownJob, WorkerLost
+from tandem.errors import Conflict, IdempotencyConflict, QueueFull, QueueUnavailable, Superseded
+from tandem.failpoints import failpoint
+from tandem.function_library import PREFIX
 from tandem.job import Failure, Job, JobKind, JobState
-from tandem.settings import Settings
+from tandem.job_reads import SERVICE, reference, unknown_job
+from tandem.job_upkeep import JobUpkeep, milliseconds
+from tandem.redis_connection import queue_errors
+from tandem.specs import PRIORITIES, Scheduling
 from tandem.tickets import ticket_message
 
-PREFIX = "tandem:"
-LIBRARY = "tandem_1"
-
 INLINE_BYTES = 64 * 1024
-"""A larger spec or result lives in the artifact store; Redis keeps its digest (design: about 10 KB a record)."""
-CONNECT_SECONDS = 1.0
-ANSWER_SECONDS = 1.5
-"""A hung Redis is an error within this time; a request never hangs with it."""
-CRASHES_ALLOWED = 3
-"""A job whose worker was lost this often has failed: it may be what kills them."""
-SWEEP_LIMIT = 500
-"""Jobs handled in one sweeping call, to keep each call short."""
-PAGE_CHUNK = 100
-"""Records read in one round trip while a list is filtered."""
+"""A larger spec or result lives in the artifact store; Redis keeps its digest."""
+ROOM = 0.1
+"""Of a full queue: a client is asked to come back when so much of it has drained."""
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS, UNKNOWN_RETRY_SECONDS = 1.0, 120.0, 30.0
+"""Bounds of what a refused client is told (the openai SDK gives up above two minutes); the last one while nothing has
+ended lately."""
 
-Verdict = Literal["lost", "cancelled"]
+Verdict = Literal["lost", "cancelled", "paused", "expired"]
+EndState = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What an owner may take of the service."""
+
+    weight: float = 1.0
+    """Against other owners with jobs of the same priority in a lane."""
+    max_queued: int | None = None
+    """Queued jobs at once; None leaves only the limit of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class Claim:
 
     job: Job
     fence: int
+    seconds_left: float | None
+    """Until the job's deadline, by the server's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,42 +59,8 @@ class Submitted:
     """False: the idempotency key named a job that was there already."""
 
 
-def connect(url: str) -> Any:
-    """A client whose calls end in seconds, whatever the server does.
-
-    Typed as Any: the stubs of redis-py do not know that `decode_responses` makes every answer text.
-    """
-    return redis.Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_connect_timeout=CONNECT_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
-        # One more try on a new connection: a pooled one may have died with a restarted server.
-        # Every transition may be sent twice without harm: submit by its id, the others by their fence.
-        retry=Retry(NoBackoff(), 1),
-    )
-
-
-@contextmanager
-def queue_errors() -> Iterator[None]:
-    """Turns what Redis' client raises, when the server is down, loading, full or hung, into QueueUnavailable."""
-    try:
-        yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
-        raise QueueUnavailable(f"the queue's Redis server does not answer: {error}") from error
-
-
-class JobStore:
-    """All that is done with jobs. Thread-safe: clients of redis-py are."""
-
-    def __init__(self, settings: Settings, artifacts: ArtifactStore) -> None:
-        self.redis = connect(settings.redis_url)
-        self._artifacts = artifacts
-        self._lease_ms = int(settings.lease_seconds * 1000)
-        self._keep_ms = int(settings.result_seconds * 1000)
-        self._idempotency_ms = int(settings.idempotency_seconds * 1000)
-
-    # Transitions
+class JobStore(JobUpkeep):
+    """All that is done with jobs. Thread-safe: clients of redis-py are. Every method raises QueueUnavailable."""
 
     def submit(
         self,
@@ -96,227 +69,224 @@ class JobStore:
         model: str,
         lane: str,
         owner: str,
-        spec: dict[str, Any],
+        spec: Mapping[str, Any],
+        scheduling: Scheduling | None = None,
+        share: Share | None = None,
         idempotency_key: str | None = None,
     ) -> Submitted:
         """Queue a job: record, idempotency key, index and ticket in one call.
 
-        Raises IdempotencyConflict if the key was used with another spec, QueueUnavailable.
+        Raises IdempotencyConflict if the key was used with another spec, QueueFull with the time to come back.
         """
-        job_id = f"job_{uuid.uuid4().hex[:24]}"
+        failpoint("submit.before")
+        when, share = scheduling or Scheduling(), share or Share()
         body = json.dumps(spec, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
-        verdict, known_id = self._call(
+        fields: dict[str, Any] = {
+            "owner": owner,
+            "kind": kind,
+            "model": model,
+            "priority": PRIORITIES.index(when.priority),
+            "keep_ms": milliseconds(self._settings.result_seconds),
+        }
+        if when.not_before is not None:
+            fields["not_before"] = milliseconds(when.not_before)
+        if when.webhook is not None:
+            fields["webhook"] = 1
+        answer = self._functions.call(
             "submit",
-            job_id,
+            _new_id(),
             owner,
-            kind,
-            model,
+            share.weight,
             lane,
+            ticket_message(lane),
             self._stored(body),
-            ticket_message(job_id, lane),
             idempotency_key or "",
             hashlib.sha256(body.encode()).hexdigest(),
-            self._idempotency_ms,
-            self._keep_ms,
+            milliseconds(self._settings.idempotency_seconds),
+            self._settings.queue_limit,
+            share.max_queued or 0,
+            milliseconds(when.delay_seconds),
+            "" if when.deadline_seconds is None else milliseconds(when.deadline_seconds),
+            self._not_after(),
+            *(part for pair in fields.items() for part in pair),
         )
-        if verdict == "conflict":
+        failpoint("submit.after")
+        if answer[0] == "conflict":
             raise IdempotencyConflict(param="Idempotency-Key")
-        return Submitted(job=self.get(known_id), created=verdict == "created")
+        if answer[0] == "late":
+            raise QueueUnavailable("the queue's Redis server took too long to answer; nothing was queued, try again")
+        submitted = self._submitted(answer, share.max_queued)
+        if submitted.created:
+            self._learn_clock(milliseconds(submitted.job.created_at))
+        return submitted
 
-    def claim(self, job_id: str, worker: str) -> Claim | None:
-        """Take a queued job for an attempt; None if there is nothing to do (ended, taken, unknown)."""
-        verdict, detail = self._call("claim", job_id, worker, self._lease_ms)
-        if verdict != "claimed":
+    def claim(self, lane: str, worker: str) -> Claim | None:
+        """Take the job of the lane whose turn it is, for an attempt; None if this worker is to take nothing now.
+
+        After QueueUnavailable it may have been granted all the same: see `disown`.
+        """
+        failpoint("claim.before")
+        ageing = milliseconds(self._settings.ageing_seconds)
+        answer = self._claims.call("claim", lane, worker, self._lease_ms, ageing, self._not_after())
+        failpoint("claim.after")
+        self._learn_clock(answer[1])
+        if answer[0] != "claimed":
             return None
-        return Claim(job=self.get(job_id), fence=int(detail))
+        job = self._read(answer[2], _pairs(answer[3]))
+        left = None if job.deadline is None else job.deadline - answer[1] / 1000
+        return Claim(job=job, fence=job.attempt, seconds_left=left)
 
-    def renew(self, fences: dict[str, int]) -> dict[str, Verdict]:
+    def renew(self, worker: str, fences: Mapping[str, int]) -> dict[str, Verdict]:
         """Extend the leases of running attempts (job id → fence); answers which of them must stop, and why."""
         if not fences:
             return {}
+        failpoint("renew.before")
         flat = [part for pair in fences.items() for part in pair]
-        answer = self._call("renew", self._lease_ms, *flat)
-        return dict(zip(answer[::2], answer[1::2], strict=True))
+        now, *stopped = self._functions.call("renew", worker, self._lease_ms, *flat)
+        failpoint("renew.after")
+        self._learn_clock(now)
+        return dict(zip(stopped[::2], stopped[1::2], strict=True))
+
+    def disown(self, worker: str, held: Sequence[str], *, grace_seconds: float) -> int:
+        """Give back, uncharged, what this worker was granted and knows nothing of, since the answer was lost.
+
+        That is all of its running jobs but the `held` ones and those claimed within the grace; answers how many.
+        """
+        return int(self._functions.call("disown", worker, milliseconds(grace_seconds), *held))
 
     def report(self, job_id: str, fence: int, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
         """Append events (type, data) of a running attempt. Raises Superseded."""
         flat = [part for name, data in events for part in (name, json.dumps(data, separators=(",", ":")))]
-        if self._call("report", job_id, fence, *flat) == "superseded":
+        if self._functions.call("report", job_id, fence, *flat) == "superseded":
             raise Superseded()
+
+    def save_checkpoint(self, job_id: str, fence: int, checkpoint: dict[str, Any]) -> None:
+        """Keep what a later attempt needs to go on: `files` (name → artifact digest) and more. Raises Superseded."""
+        self.report(job_id, fence, [("$checkpoint", checkpoint)])
 
     def finish(
         self,
         job_id: str,
         fence: int,
-        state: Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED],
+        state: EndState,
         *,
         result: Any = None,
         failure: Failure | None = None,
+        is_dead: bool = False,
     ) -> None:
-        """End a job, once. Asking again with the same fence is harmless; raises Superseded for an old one."""
+        """End a job, once. Asking again with the same fence is harmless; raises Superseded for an old one.
+
+        `is_dead`: a failure that is kept as a dead letter, since trying again could help and tries are used up.
+        """
         stored = "" if result is None else self._stored(json.dumps(result, separators=(",", ":")))
         reason = "" if failure is None else failure.model_dump_json()
-        if self._call("finish", job_id, fence, state, stored, reason) == "superseded":
+        keep_dead = milliseconds(self._settings.dead_letter_seconds) if is_dead else ""
+        failpoint("finish.before")
+        verdict = self._functions.call("finish", job_id, fence, state, stored, reason, keep_dead)
+        failpoint("finish.after")
+        if verdict == "superseded":
             raise Superseded()
 
     def release(self, job_id: str, fence: int) -> None:
         """Give a running job back to its lane uncharged. Raises Superseded."""
-        if self._call("release", job_id, fence) == "superseded":
-            raise Superseded()
+        failpoint("release.before")
+        self._release(job_id, fence, 0, "")
+        failpoint("release.after")
+
+    def retry(self, job_id: str, fence: int, failure: Failure, delay_seconds: float) -> None:
+        """Give back a job that failed for a passing reason, to be claimed after the delay. Raises Superseded."""
+        self._release(job_id, fence, milliseconds(delay_seconds), failure.model_dump_json())
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, ask a running one to stop; an ended one stays as it is. Raises UnknownJob."""
-        if self._call("cancel", job_id) == "missing":
-            raise UnknownJob(f"there is no job {job_id!r}, or its time to live is over", param="job_id")
+        return self._told("cancel", job_id)
+
+    def pause(self, job_id: str) -> Job:
+        """Hold a queued job back; a running one is given back, and held. An ended one stays. Raises UnknownJob."""
+        return self._told("pause", job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused job go on. Raises UnknownJob."""
+        return self._told("resume", job_id)
+
+    def pause_lane(self, lane: str = SERVICE) -> None:
+        """Let no more jobs of a lane, or of the whole service, be claimed; running ones go on, new ones queue."""
+        self._functions.call("pause_lane", lane)
+
+    def resume_lane(self, lane: str = SERVICE) -> None:
+        self._functions.call("resume_lane", lane)
+
+    def requeue_dead(self, job_id: str) -> Submitted:
+        """A dead letter's work as a new job; the old one keeps its end. Asked again, it answers with the same job.
+
+        Raises UnknownJob, Conflict if the job is no dead letter, QueueFull.
+        """
+        lane = self.get(job_id).lane
+        with queue_errors():
+            if digest := reference(self.redis.get(f"{PREFIX}spec:{job_id}")):
+                # The new record will refer to it as well: young, no collector takes it meanwhile.
+                self._artifacts.refresh(digest)
+        answer = self._functions.call(
+            "requeue_dead", job_id, _new_id(), ticket_message(lane), self._settings.queue_limit
+        )
+        if answer[0] == "missing":
+            raise unknown_job(job_id)
+        if answer[0] == "not_dead":
+            raise Conflict(f"job {job_id} is {answer[1]} and no dead letter; submit it anew instead", param="job_id")
+        return self._submitted(answer, None)
+
+    def _told(self, function: str, job_id: str) -> Job:
+        if self._functions.call(function, job_id) == "missing":
+            raise unknown_job(job_id)
         return self.get(job_id)
 
-    def reap(self) -> tuple[int, int]:
-        """Take back the attempts whose lease is over: (queued again, failed for good)."""
-        failure = Failure.of(WorkerLost(f"{CRASHES_ALLOWED} workers died or fell silent while they ran this job"))
-        requeued, died = self._call("reap", SWEEP_LIMIT, CRASHES_ALLOWED, failure.model_dump_json())
-        return requeued, died
+    def _release(self, job_id: str, fence: int, delay_ms: int, failure: str) -> None:
+        if self._functions.call("release", job_id, fence, delay_ms, failure) == "superseded":
+            raise Superseded()
 
-    def ring_lost(self, grace_seconds: float) -> int:
-        """Ring again for queued jobs whose ticket was lost on the way; answers how many."""
-        with queue_errors():
-            lanes = self.redis.smembers(f"{PREFIX}lanes")
-        return sum(self._call("ring_lost", lane, int(grace_seconds * 1000), SWEEP_LIMIT) for lane in lanes)
-
-    def prune(self) -> int:
-        """Forget ended jobs whose time to live is over; answers how many."""
-        return int(self._call("prune"))
-
-    # Reads
-
-    def get(self, job_id: str) -> Job:
-        """The job's record. Raises UnknownJob."""
-        with queue_errors():
-            fields = self.redis.hgetall(f"{PREFIX}job:{job_id}")
-        if not fields:
-            raise UnknownJob(f"there is no job {job_id!r}, or its time to live is over", param="job_id")
-        return self._read(fields)
-
-    def list(
-        self,
-        *,
-        state: JobState | None = None,
-        kind: JobKind | None = None,
-        model: str | None = None,
-        after: int | None = None,
-        limit: int = 20,
-    ) -> list[Job]:
-        """Jobs, newest first, that match every filter given; `after` is the last one's `sequence`."""
-        index = "jobs"
-        if state:
-            index = f"jobs:state:{state}"
-        elif model:
-            index = f"jobs:model:{model}"
-        elif kind:
-            index = f"jobs:kind:{kind}"
-        found: list[Job] = []
-        upper = "+inf" if after is None else f"({after}"
-        while len(found) < limit:
-            chunk, upper = self._chunk(index, upper)
-            if not chunk:
-                break
-            for job in chunk:
-                if (state and job.state != state) or (kind and job.kind != kind):
-                    continue
-                if model and job.model != model:
-                    continue
-                found.append(job)
-        return found[:limit]
-
-    def next_ready(self, lane: str) -> str | None:
-        """The id of the job that has waited longest in a lane."""
-        with queue_errors():
-            ids = self.redis.zrange(f"{PREFIX}ready:{lane}", 0, 0)
-        return str(ids[0]) if ids else None
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        with queue_errors(), self.redis.pipeline(transaction=False) as pipe:
-            for state in JobState:
-                pipe.zcard(f"{PREFIX}jobs:state:{state}")
-            return dict(zip([str(state) for state in JobState], pipe.execute(), strict=True))
-
-    def ping(self) -> None:
-        """Raises QueueUnavailable if the server does not answer."""
-        with queue_errors():
-            self.redis.ping()
-
-    def _chunk(self, index: str, upper: str) -> tuple[Sequence[Job], str]:
-        with queue_errors():
-            entries = self.redis.zrange(
-                f"{PREFIX}{index}",
-                upper,
-                "-inf",
-                desc=True,
-                byscore=True,
-                offset=0,
-                num=PAGE_CHUNK,
-                withscores=True,
-            )
-            with self.redis.pipeline(transaction=False) as pipe:
-                for job_id, _ in entries:
-                    pipe.hgetall(f"{PREFIX}job:{job_id}")
-                records = pipe.execute()
-        last = f"({int(entries[-1][1])}" if entries else upper
-        # A job may be forgotten between the two reads.
-        return [self._read(fields) for fields in records if fields], last
-
-    def _read(self, fields: dict[str, Any]) -> Job:
-        def seconds(name: str) -> float | None:
-            return int(fields[name]) / 1000 if name in fields else None
-
-        return Job(
-            id=fields["id"],
-            kind=fields["kind"],
-            state=JobState(fields["state"]),
-            owner=fields["owner"],
-            model=fields["model"],
-            lane=fields["lane"],
-            spec=self._loaded(fields["spec"]),
-            attempt=int(fields["attempt"]),
-            crashes=int(fields["crashes"]),
-            cancel_requested=fields["cancel_requested"] == "1",
-            worker=fields.get("worker"),
-            progress=json.loads(fields["progress"]) if "progress" in fields else None,
-            result=self._loaded(fields["result"]) if "result" in fields else None,
-            failure=Failure.model_validate_json(fields["failure"]) if "failure" in fields else None,
-            created_at=int(fields["created_at"]) / 1000,
-            started_at=seconds("started_at"),
-            finished_at=seconds("finished_at"),
-            sequence=int(fields["sequence"]),
-        )
+    def _submitted(self, answer: Sequence[Any], owner_limit: int | None) -> Submitted:
+        if answer[0] == "full":
+            _, what, first, second = answer
+            if what == "memory":
+                raise _memory_full(int(first), int(second))
+            limit = self._settings.queue_limit if what == "all" else owner_limit or 0
+            raise _queue_full(what, first, limit, float(second))
+        verdict, _, spec, fields = answer
+        return Submitted(job=self._read(spec, _pairs(fields)), created=verdict == "created")
 
     def _stored(self, text: str) -> str:
         """The text itself, or a reference to the artifact that holds it."""
         raw = text.encode()
         if len(raw) <= INLINE_BYTES:
             return text
-        return json.dumps({"$artifact": self._artifacts.put(raw).digest})
-
-    def _loaded(self, stored: str) -> Any:
-        value = json.loads(stored)
-        if isinstance(value, dict) and set(value) == {"$artifact"}:
-            return json.loads(self._artifacts.read(value["$artifact"]))
-        return value
-
-    # The server's function library
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        name = f"{LIBRARY}_{function}"
-        with queue_errors():
-            try:
-                return self.redis.fcall(name, 0, *arguments)
-            except redis.ResponseError as error:
-                if "Function not found" not in str(error):
-                    raise
-                # A new or emptied server: give it the library, then ask again.
-                self.redis.function_load(_library(), replace=True)
-                return self.redis.fcall(name, 0, *arguments)
+        failpoint("artifact.before")
+        digest = self._artifacts.put(raw).digest
+        failpoint("artifact.after")
+        return json.dumps({"$artifact": digest}, separators=(",", ":"))
 
 
-def _library() -> str:
-    return resources.files("tandem").joinpath("transitions.lua").read_text(encoding="utf-8")
+def _queue_full(whose: str, queued: int, limit: int, rate: float) -> QueueFull:
+    seconds = UNKNOWN_RETRY_SECONDS
+    if rate > 0:
+        seconds = min(max((queued - limit * (1 - ROOM)) / rate, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+    who = "the service has" if whose == "all" else "this API key has"
+    return QueueFull(
+        f"{who} {queued} queued jobs, and the limit is {limit}; come back in {seconds:.0f} s", retry_after=seconds
+    )
+
+
+def _memory_full(used: int, limit: int) -> QueueFull:
+    return QueueFull(
+        f"the queue's server uses {used / 2**20:.0f} of {limit / 2**20:.0f} MB, and new jobs are refused above four "
+        "fifths: wait until jobs have ended and are forgotten (TANDEM_RESULT_SECONDS), or give it more memory",
+        retry_after=UNKNOWN_RETRY_SECONDS,
+    )
+
+
+def _new_id() -> str:
+    return f"job_{uuid.uuid4().hex[:24]}"
+
+
+def _pairs(flat: Any) -> dict[str, str]:
+    """A hash as a function returns it, whichever protocol version the answer came in."""
+    return dict(flat) if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))

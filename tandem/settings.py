@@ -31,6 +31,16 @@ class Settings(BaseSettings):
     """How long an ended job with its result and events is kept."""
     idempotency_seconds: float = Field(default=86_400.0, gt=0.0)
     """How long an Idempotency-Key is remembered."""
+    dead_letter_seconds: float = Field(default=30 * 86_400.0, gt=0.0)
+    """How long a dead letter is kept."""
+    crashes_allowed: int = Field(default=3, ge=1, le=100)
+    """A job that was lost with its worker so often, alone the last time, has failed: it may be what kills them."""
+    ageing_seconds: float = Field(default=60.0, gt=0.0)
+    """A job that has waited longer gets a share of the turns, however many more urgent ones there are."""
+    queue_limit: int = Field(default=1_000_000, ge=1)
+    """Queued jobs in all; further ones are refused until some have ended."""
+    ephemeral: bool = False
+    """Jobs may be lost when Redis restarts: say so on purpose, and /readyz does not ask for an append-only file."""
 
     @classmethod
     def read(cls) -> Self:
@@ -52,7 +62,10 @@ class Settings(BaseSettings):
 class ApiSettings(Settings):
     """What the API needs besides."""
 
-    api_key: SecretStr
+    api_key: SecretStr | None = None
+    """The one key of owner `default`; needed unless `api_keys_file` has keys."""
+    api_keys_file: Path | None = None
+    """Keys with owners of their own, see api_keys.py; `tandem keys` edits it."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     body_bytes: int = Field(default=8 * 2**20, ge=1024)
@@ -61,8 +74,28 @@ class ApiSettings(Settings):
     """The largest uploaded file (OpenAI's limit)."""
     wait_seconds: float = Field(default=600.0, gt=0.0)
     """How long a synchronous door (chat completions, embeddings) waits for its job (the SDK's own timeout)."""
+    webhook_secret: SecretStr | None = None
+    """`whsec_<base64 of 24 to 64 bytes>`, several with commas while one is replaced; without it jobs with a webhook
+    are refused."""
+    webhook_private: bool = False
+    """Webhooks may also go to loopback and private addresses, and over plain http."""
     flower_url: str | None = None
     """Where Flower is, so that the landing page can say so."""
+
+    @field_validator("api_key", "api_keys_file", "webhook_secret", mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: object) -> object:
+        # What a compose file or a shell makes of a variable that is not set. An empty key would let everyone in.
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @model_validator(mode="after")
+    def _somebody_can_get_in(self) -> Self:
+        if self.api_key is None and self.api_keys_file is None:
+            raise ValueError(
+                "TANDEM_API_KEY is not set, nor TANDEM_API_KEYS_FILE: nobody could get in; set one of them "
+                "(`tandem keys new NAME --file PATH` makes a key)"
+            )
+        return self
 
 
 class WorkerSettings(Settings):
@@ -95,8 +128,12 @@ class WorkerSettings(Settings):
     """How long training keeps the device while serving waits."""
     drain_seconds: float = Field(default=20.0, ge=0.0)
     """How long running jobs may still take to end after SIGTERM."""
+    stall_seconds: float = Field(default=120.0, gt=0.0, allow_inf_nan=False)
+    """A worker whose engine or training makes no step for so long, with work at hand, ends itself."""
     sweep_seconds: float = Field(default=1.0, gt=0.0)
-    """How often the reaper looks for expired leases and lost tickets."""
+    """How often the reaper looks for expired leases, due jobs and lost tickets."""
+    collect_seconds: float = Field(default=3600.0, gt=0.0)
+    """How often one of the workers deletes the artifacts that nothing refers to."""
 
     @model_validator(mode="after")
     def _every_slot_has_a_token(self) -> Self:

@@ -1,8 +1,8 @@
 """What may be asked of Tandem: one spec per job kind and task, with every limit named here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 MAX_INPUTS = 2048
 """Inputs in one encoder job (as many as OpenAI's embeddings take)."""
@@ -23,6 +23,14 @@ MAX_EPOCHS = 100
 MAX_TRAINING_STEPS = 10_000_000
 """Optimizer steps of one job: a bound on a typing mistake, not on work."""
 
+MAX_DELAY_SECONDS = 30 * 86_400.0
+"""A job may be put off, or may have until its deadline, for so long."""
+MAX_RETRIES = 20
+"""Tries after the first one: beyond them somebody should look (dead letters)."""
+MAX_METADATA = 16
+"""Pairs of a job's own labels (OpenAI's limit), up to 64 and 512 characters each."""
+MAX_URL_CHARACTERS = 2048
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}$"
 """Model and adapter names: hub ids, `ft:` names and catalogue names; no spaces, no leading punctuation."""
 SUFFIX_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}$"
@@ -37,6 +45,52 @@ class Spec(BaseModel):
     """Base of all that a user may send: unknown fields are refused by name, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Priority = Literal["low", "normal", "high", "urgent"]
+PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high", "urgent")
+"""In ascending order; the place is the number that the job store keeps."""
+
+
+class RetryPolicy(Spec):
+    """When an attempt that failed for a passing reason is repeated. Other failures are never repeated."""
+
+    max_retries: int = Field(default=3, ge=0, le=MAX_RETRIES)
+    """Further attempts after failed ones; then the job has failed, and is a dead letter."""
+    backoff_seconds: float = Field(default=2.0, gt=0.0, le=3600.0)
+    """Before the first repetition; each further pause is twice as long, and up to half of it is left to chance."""
+    max_backoff_seconds: float = Field(default=600.0, gt=0.0, le=86_400.0)
+
+
+class Webhook(Spec):
+    """Where to tell that the job has ended."""
+
+    url: str = Field(min_length=1, max_length=MAX_URL_CHARACTERS)
+
+
+class Scheduling(Spec):
+    """What every job may say about when and how it is run."""
+
+    priority: Priority = "normal"
+    """A more urgent job goes first; one that has waited long gets its turn all the same."""
+    delay_seconds: float = Field(default=0.0, ge=0.0, le=MAX_DELAY_SECONDS)
+    """Start no earlier than so long after submission."""
+    not_before: float | None = Field(default=None, ge=0.0)
+    """Start no earlier than this time (seconds since the epoch, on the queue server's clock)."""
+    deadline_seconds: float | None = Field(default=None, gt=0.0, le=MAX_DELAY_SECONDS)
+    """So long after submission the job expires, wherever it is."""
+    retry: RetryPolicy = RetryPolicy()
+    webhook: Webhook | None = None
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default={}, max_length=MAX_METADATA
+    )
+    """Labels of yours; they come back with the job and its webhook."""
+
+    @model_validator(mode="after")
+    def _starts_at_one_time(self) -> Self:
+        if self.delay_seconds and self.not_before is not None:
+            raise ValueError("`delay_seconds` and `not_before` both say when to start: give one")
+        return self
 
 
 class ChatMessage(Spec):
@@ -83,7 +137,7 @@ class ClassificationParameters(Spec):
     function_to_apply: Literal["softmax", "sigmoid", "none"] = "softmax"
 
 
-class InferenceBase(Spec):
+class InferenceBase(Scheduling):
     kind: Literal["inference"] = "inference"
     model: Name
     """A catalogue name, or an adapter's id, which names its base by itself."""
@@ -167,10 +221,12 @@ class Hyperparameters(Spec):
     logging_steps: int = Field(default=1, ge=1, le=10_000)
     eval_steps: int | None = Field(default=None, ge=1, le=MAX_TRAINING_STEPS)
     """Evaluate on the validation file every so many steps; always before the first and after the last."""
+    save_steps: int | None = Field(default=None, ge=1, le=MAX_TRAINING_STEPS)
+    """Keep a checkpoint every so many steps; one is made besides when the worker drains or the job is paused."""
     seed: int = Field(default=42, ge=0, lt=2**32)
 
 
-class FineTuneSpec(Spec):
+class FineTuneSpec(Scheduling):
     """Train an adapter on an uploaded data set; the result names the published adapter."""
 
     kind: Literal["finetune"]

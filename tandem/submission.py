@@ -1,12 +1,12 @@
 """From a spec to a queued job: what needs the catalogue, the files and the adapters is checked here."""
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tandem.adapters import AdapterStore, is_adapter_id
 from tandem.catalogue import Catalogue
 from tandem.errors import AdapterMismatch, InvalidRequest, UnsupportedTask
 from tandem.files import FileStore
-from tandem.job_store import JobStore, Submitted
+from tandem.job_store import JobStore, Share, Submitted
 from tandem.specs import FineTuneSpec, InferenceBase, TextGenerationSpec
 from tandem.tickets import lane
 from tandem.training_rows import check_rows
@@ -20,12 +20,17 @@ class Submission:
         self._adapters = adapters
 
     def submit(
-        self, spec: InferenceBase | FineTuneSpec, *, owner: str, idempotency_key: str | None = None
+        self,
+        spec: InferenceBase | FineTuneSpec,
+        *,
+        owner: str,
+        share: Share | None = None,
+        idempotency_key: str | None = None,
     ) -> Submitted:
         """Check a spec against what there is, and queue it.
 
         Raises UnknownModel, UnknownAdapter, AdapterMismatch, UnsupportedTask, UnknownFile, InvalidTrainingData,
-        IdempotencyConflict, QueueUnavailable; nothing is queued then.
+        IdempotencyConflict, QueueFull, QueueUnavailable; nothing is queued then.
         """
         if isinstance(spec, FineTuneSpec):
             self._check_training(spec)
@@ -38,7 +43,9 @@ class Submission:
             model=spec.model,
             lane=queue,
             owner=owner,
-            spec=spec.model_dump(mode="json"),
+            spec=stored_spec(spec),
+            scheduling=spec,
+            share=share,
             idempotency_key=idempotency_key,
         )
 
@@ -82,6 +89,14 @@ class Submission:
                     param=param,
                 )
             check_rows(self._files.content(file), param=param)
+
+
+def stored_spec(spec: InferenceBase | FineTuneSpec) -> dict[str, Any]:
+    """What the record keeps: all that differs from the defaults, and which spec it is."""
+    return {
+        **spec.model_dump(mode="json", exclude_defaults=True),
+        **spec.model_dump(mode="json", include={"kind", "task", "model"}),
+    }
 
 
 def _refuse_task(model: str, task: str, tasks: tuple[str, ...]) -> NoReturn:

@@ -1,6 +1,7 @@
-"""Tickets: the Celery messages that wake workers. A ticket carries a job's id and nothing else.
+"""Tickets: the Celery messages that wake workers. A ticket says that a lane has work, and nothing else.
 
-Celery is the doorbell: lost, repeated, late and forged tickets are harmless, since `JobStore.claim` decides.
+Celery is the doorbell: lost, repeated, late and forged tickets are harmless, since `JobStore.claim` decides who takes
+which job.
 """
 
 import base64
@@ -8,12 +9,15 @@ import json
 from typing import Any
 
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 
+from tandem.redis_connection import celery_broker
 from tandem.settings import Role, Settings
+from tandem.ticket_transport import TRANSPORTS
 
 TASK = "tandem.run"
-VISIBILITY_SECONDS = 60
-"""Tickets are acknowledged when they are taken; this only bounds what kombu keeps of them."""
+TICKET_ID = "@ID@"
+"""Where the number of a pushed ticket goes."""
 SOCKET_SECONDS = 5
 """Publishing to, and reading from, a hung Redis fails after this time (the default is to block for good)."""
 
@@ -28,8 +32,12 @@ def create_app(settings: Settings) -> Celery:
 
     Early acknowledgement, no prefetch, no results, JSON alone: docs/decisions/0001 gives the reasons.
     """
-    app = Celery("tandem", broker=settings.redis_url)
+    # By the schemes' names, since Flower reads the broker's kind from its URL.
+    TRANSPORT_ALIASES.update(TRANSPORTS)
+    broker = celery_broker(settings.redis_url)
+    app = Celery("tandem", broker=broker.url)
     app.conf.update(
+        broker_use_ssl=broker.use_ssl,
         accept_content=["json"],
         task_serializer="json",
         task_ignore_result=True,
@@ -44,7 +52,9 @@ def create_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            "visibility_timeout": VISIBILITY_SECONDS,
+            **broker.transport_options,
+            # Tickets are acknowledged when they are taken; kombu need not write down which are not.
+            "ack_emulation": False,
             "socket_timeout": SOCKET_SECONDS,
             "socket_connect_timeout": SOCKET_SECONDS,
         },
@@ -52,13 +62,13 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-def ticket_message(job_id: str, lane: str) -> str:
-    """A ticket in the form in which kombu's Redis transport keeps it in a list (Celery's protocol 2).
+def ticket_message(lane: str) -> str:
+    """A lane's ticket in the form in which kombu's Redis transport keeps it in a list (Celery's protocol 2).
 
-    Built here and pushed by the script that submits, so that record and ticket cannot diverge. The Celery task's id
-    is the job's id: Flower shows jobs.
+    Built here and pushed by the script that submits, so that record and ticket cannot diverge. It names no job: the
+    claim that it leads to takes the one whose turn it is then. Each pushed ticket has its number for `@ID@`.
     """
-    body = [[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    body: list[Any] = [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
     message: dict[str, Any] = {
         "body": base64.b64encode(json.dumps(body).encode()).decode(),
         "content-encoding": "utf-8",
@@ -66,11 +76,11 @@ def ticket_message(job_id: str, lane: str) -> str:
         "headers": {
             "lang": "py",
             "task": TASK,
-            "id": job_id,
-            "root_id": job_id,
+            "id": TICKET_ID,
+            "root_id": TICKET_ID,
             "parent_id": None,
             "group": None,
-            "argsrepr": repr((job_id,)),
+            "argsrepr": "()",
             "kwargsrepr": "{}",
             "origin": "tandem",
             "ignore_result": True,
@@ -80,13 +90,13 @@ def ticket_message(job_id: str, lane: str) -> str:
             "timelimit": [None, None],
         },
         "properties": {
-            "correlation_id": job_id,
+            "correlation_id": TICKET_ID,
             "reply_to": "",
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": lane},
             "priority": 0,
             "body_encoding": "base64",
-            "delivery_tag": job_id,
+            "delivery_tag": TICKET_ID,
         },
     }
     return json.dumps(message, separators=(",", ":"))

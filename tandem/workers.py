@@ -5,7 +5,9 @@ Keys: `tandem:worker:<id>` the worker's own description (JSON), which expires un
 
 from pydantic import BaseModel, ConfigDict
 
-from tandem.job_store import PREFIX, JobStore, queue_errors
+from tandem.function_library import PREFIX
+from tandem.job_store import JobStore
+from tandem.redis_connection import queue_errors
 from tandem.settings import Role
 
 

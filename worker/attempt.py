@@ -1,12 +1,13 @@
 """One execution of a job: how its runner reports, and how it learns that it must stop."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from tandem.errors import AttemptStopped
+from tandem.errors import AttemptStopped, DeadlineExceeded
 from tandem.job import Job
-from tandem.job_store import Claim
+from tandem.job_store import Claim, JobStore
 
 Event = tuple[str, dict[str, Any]]
 
@@ -18,9 +19,12 @@ class Attempt:
     Redis.
     """
 
-    def __init__(self, claim: Claim, notify: Callable[["Attempt"], None]) -> None:
+    def __init__(self, claim: Claim, jobs: JobStore, notify: Callable[["Attempt"], None]) -> None:
         self.job: Job = claim.job
         self.fence = claim.fence
+        self.deadline = None if claim.seconds_left is None else time.monotonic() + claim.seconds_left
+        """When the job expires, on this process's monotonic clock (seconds)."""
+        self._jobs = jobs
         self._notify = notify
         self._lock = threading.Lock()
         self._stopped: AttemptStopped | None = None
@@ -30,7 +34,9 @@ class Attempt:
         """Held by whoever sends the buffered events: they keep their order."""
 
     def check(self) -> None:
-        """Raises Cancelled, Superseded or Draining once the attempt must stop."""
+        """Raises Cancelled, Superseded, Draining, Paused or DeadlineExceeded once the attempt must stop."""
+        if self._stopped is None and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.stop(DeadlineExceeded())
         if self._stopped is not None:
             raise self._stopped
 
@@ -61,6 +67,13 @@ class Attempt:
             else:
                 self._events.append((event, data))
         self._notify(self)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a later attempt goes on from: `files` (name → artifact digest) and more; waits for the answer.
+
+        Raises Superseded, QueueUnavailable.
+        """
+        self._jobs.save_checkpoint(self.job.id, self.fence, checkpoint)
 
     def take_events(self) -> list[Event]:
         with self._lock:

@@ -4,31 +4,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from tandem.errors import Cancelled, Draining, QueueUnavailable, Superseded
+from tandem.errors import AttemptStopped, Cancelled, DeadlineExceeded, Draining, Paused, QueueUnavailable, Superseded
 from tandem.job import Failure, JobKind, JobState
-from tandem.job_store import JobStore
+from tandem.job_store import EndState, JobStore
 from worker.attempt import Attempt
 from worker.lease import LeaseKeeper
+from worker.monitor import JobMonitor
 from worker.reporter import Reporter
+from worker.retries import next_try
 
 log = logging.getLogger(__name__)
 
 Runner = Callable[[Attempt], Any]
 """Executes one job: an attempt in, its JSON-ready result out. Raises AttemptStopped when asked to stop."""
-
-EndState = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How this worker ended a job."""
-
-    state: EndState
-    failure: Failure | None = None
-
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 1.0
@@ -36,19 +26,21 @@ LAST_RETRY_SECONDS = 1.0
 
 
 class JobExecutor:
-    """Runs jobs of this worker, each in the thread that brought its ticket."""
+    """Runs jobs of this worker, each in the thread that brought a ticket."""
 
     def __init__(
         self,
         jobs: JobStore,
         leases: LeaseKeeper,
         reporter: Reporter,
+        monitor: JobMonitor,
         runners: Mapping[JobKind, Runner],
         worker_id: str,
     ) -> None:
         self._jobs = jobs
         self._leases = leases
         self._reporter = reporter
+        self._monitor = monitor
         self._runners = runners
         self._worker_id = worker_id
         self._closing = threading.Event()
@@ -57,49 +49,84 @@ class JobExecutor:
         """Claim nothing more."""
         self._closing.set()
 
-    def run(self, job_id: str) -> Ended | None:
-        """Execute a job if it is to be had. None: there was nothing to do here, or it goes on elsewhere."""
-        if self._closing.is_set():
-            return None
-        try:
-            claim = self._jobs.claim(job_id, self._worker_id)
-        except QueueUnavailable as error:
-            # Whether it was granted is unknown. If it was, its lease runs out; if not, the job is rung again.
-            log.warning("%s not claimed: %s", job_id, error.message)
-            return None
-        if claim is None:
-            return None
-        attempt = Attempt(claim, self._reporter.notify)
-        with self._leases.hold(attempt):
-            return self._execute(attempt)
+    def run(self, lane: str, *, on_claimed: Callable[[], None] | None = None) -> bool:
+        """Execute the job of the lane whose turn it is; False if this worker is to have none now.
 
-    def _execute(self, attempt: Attempt) -> Ended | None:
+        `on_claimed` is called before the execution.
+        """
+        if self._closing.is_set():
+            return False
+        try:
+            claim = self._jobs.claim(lane, self._worker_id)
+        except QueueUnavailable as error:
+            self._leases.note_unanswered_claim()
+            log.warning("nothing claimed from %s: %s", lane, error.message)
+            return False
+        if claim is None:
+            return False
+        if on_claimed is not None:
+            on_claimed()
+        attempt = Attempt(claim, self._jobs, self._reporter.notify)
+        with self._leases.hold(attempt):
+            self._execute(attempt)
+        return True
+
+    def _execute(self, attempt: Attempt) -> None:
         job = attempt.job
         log.info("%s attempt %d: %s on %s", job.id, attempt.fence, job.kind, job.model)
+        self._monitor.started(job)
+        started = time.monotonic()
         try:
+            # It may have expired or been cancelled on its way here.
+            attempt.check()
             result = self._runners[job.kind](attempt)
-        except Superseded:
-            log.warning("%s attempt %d was superseded", job.id, attempt.fence)
-        except Draining:
-            self._write(attempt, lambda: self._jobs.release(job.id, attempt.fence))
-        except Cancelled:
-            return self._finish(attempt, JobState.CANCELLED)
+        except AttemptStopped as reason:
+            self._stop(attempt, reason, started)
         except Exception as error:
-            failure = Failure.of(error)
-            log.warning("%s failed: %s", job.id, failure.message, exc_info=failure.code == "internal_error")
-            return self._finish(attempt, JobState.FAILED, failure=failure)
+            self._fail(attempt, Failure.of(error), error, started)
         else:
-            return self._finish(attempt, JobState.SUCCEEDED, result=result)
-        return None
+            self._finish(attempt, JobState.SUCCEEDED, started, result=result)
+
+    def _stop(self, attempt: Attempt, reason: AttemptStopped, started: float) -> None:
+        job = attempt.job
+        match reason:
+            case Cancelled():
+                self._finish(attempt, JobState.CANCELLED, started)
+            case DeadlineExceeded():
+                self._finish(attempt, JobState.EXPIRED, started)
+            case Draining() | Paused():
+                if self._write(attempt, lambda: self._jobs.release(job.id, attempt.fence)):
+                    self._monitor.given_back(job, reason.code)
+            case _:
+                log.warning("%s attempt %d was superseded", job.id, attempt.fence)
+
+    def _fail(self, attempt: Attempt, failure: Failure, error: Exception, started: float) -> None:
+        job = attempt.job
+        delay = next_try(job, failure)
+        if delay is None:
+            log.warning("%s failed: %s", job.id, failure.message, exc_info=_unforeseen(failure, error))
+            self._finish(attempt, JobState.FAILED, started, failure=failure, is_dead=failure.retryable)
+            return
+        log.warning("%s is tried again in %.1f s: %s", job.id, delay, failure.message)
+        if self._write(attempt, lambda: self._jobs.retry(job.id, attempt.fence, failure, delay)):
+            self._monitor.given_back(job, f"{failure.code}: {failure.message}")
 
     def _finish(
-        self, attempt: Attempt, state: EndState, *, result: Any = None, failure: Failure | None = None
-    ) -> Ended | None:
-        written = self._write(
+        self,
+        attempt: Attempt,
+        state: EndState,
+        started: float,
+        *,
+        result: Any = None,
+        failure: Failure | None = None,
+        is_dead: bool = False,
+    ) -> None:
+        job = attempt.job
+        if self._write(
             attempt,
-            lambda: self._jobs.finish(attempt.job.id, attempt.fence, state, result=result, failure=failure),
-        )
-        return Ended(state, failure) if written else None
+            lambda: self._jobs.finish(job.id, attempt.fence, state, result=result, failure=failure, is_dead=is_dead),
+        ):
+            self._monitor.ended(job, state, time.monotonic() - started, failure)
 
     def _write(self, attempt: Attempt, write: Callable[[], None]) -> bool:
         """Send the last events, then a closing write, however long Redis is away.
@@ -120,3 +147,8 @@ class JobExecutor:
                 pause = min(2 * pause, LAST_RETRY_SECONDS)
             else:
                 return True
+
+
+def _unforeseen(failure: Failure, error: Exception) -> Exception | None:
+    """The error, if its trace tells more than its message."""
+    return error if failure.code == "internal_error" else None

@@ -1,4 +1,7 @@
-"""Takes back expired leases, rings for lost tickets, forgets what is over. Every worker runs it: no leader."""
+"""Takes back expired leases, readies what is due, rings for lost tickets, forgets what is over.
+
+Every worker runs it: no leader.
+"""
 
 import logging
 import threading
@@ -7,9 +10,6 @@ from tandem.errors import QueueUnavailable
 from tandem.job_store import JobStore
 
 log = logging.getLogger(__name__)
-
-RING_GRACE_SECONDS = 5.0
-"""A ticket younger than this may still be on its way from the queue into a worker's hands."""
 
 
 class Reaper:
@@ -31,8 +31,10 @@ class Reaper:
         requeued, died = self._jobs.reap()
         if requeued or died:
             log.warning("lost leases: %d jobs queued again, %d failed for good", requeued, died)
-        if rung := self._jobs.ring_lost(RING_GRACE_SECONDS):
-            log.warning("rang again for %d jobs whose ticket was lost", rung)
+        _, expired = self._jobs.wake()
+        if expired:
+            log.info("%d queued jobs expired", expired)
+        self._jobs.ring_lost()
         self._jobs.prune()
 
     def _run(self) -> None:

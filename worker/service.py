@@ -18,15 +18,18 @@ from tandem.settings import WorkerSettings
 from tandem.tickets import create_app, lane
 from tandem.workers import WorkerInfo, WorkerRegistry
 from worker.adapter_cache import AdapterCache
+from worker.artifact_collector import ArtifactCollector
 from worker.device import MODEL_SHARE, choose_device, memory_bytes
-from worker.executor import Ended, JobExecutor, Runner
+from worker.executor import JobExecutor, Runner
 from worker.lease import LeaseKeeper
 from worker.loading import Loader, ResidentModel
+from worker.monitor import JobMonitor
 from worker.reaper import Reaper
 from worker.reporter import Reporter
 from worker.residency import Key, ResidentModels
 from worker.runners.finetune import FineTuneRunner
 from worker.runners.inference import InferenceRunner
+from worker.stall import StallWatch, exit_stalled
 from worker.ticket_consumer import TicketConsumer
 from worker.training.turns import Turns
 
@@ -36,6 +39,8 @@ ANNOUNCE_SECONDS = 2.0
 """Between two announcements of this worker."""
 ANNOUNCED_FOR_SECONDS = 10.0
 """A worker that is silent for so long is no longer listed."""
+CONSUMER_EXIT = 71
+"""The exit status when Celery's event loop ended by itself: EX_OSERR of sysexits.h. A supervisor starts it again."""
 RELEASE_SECONDS = 10.0
 """After the drain's grace: for runners to stop within one step and for their jobs to be released."""
 
@@ -51,15 +56,18 @@ class WorkerService:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         jobs = self._services.jobs
         self._turns = Turns(settings.quantum_seconds)
+        self._stalls = StallWatch(settings.stall_seconds, self._give_up)
         self._residents = self._make_residents()
-        self._leases = LeaseKeeper(jobs, settings.lease_seconds)
+        self._leases = LeaseKeeper(jobs, settings.lease_seconds, self.id)
         self._reporter = Reporter(jobs)
         self._reaper = Reaper(jobs, settings.sweep_seconds)
-        self._executor = JobExecutor(jobs, self._leases, self._reporter, self._make_runners(), self.id)
-        self._registry = WorkerRegistry(jobs)
+        self._collector = ArtifactCollector(self._services, settings.collect_seconds)
         self._consumer = TicketConsumer(
             create_app(settings), hostname=f"worker@{self.id}", threads=settings.threads, on_ticket=self._on_ticket
         )
+        self._monitor = JobMonitor(self._consumer.tell_monitors, self._consumer.flush_events)
+        self._executor = JobExecutor(jobs, self._leases, self._reporter, self._monitor, self._make_runners(), self.id)
+        self._registry = WorkerRegistry(jobs)
         self._training = threading.Lock()
         """One training at a time: a second one would only take its share of the device."""
         self._started_at = time.time()
@@ -69,7 +77,10 @@ class WorkerService:
         """Work until SIGTERM or SIGINT, then drain and end the process. Blocks; call from the main thread."""
         self._leases.start()
         self._reporter.start()
+        self._monitor.start()
         self._reaper.start()
+        self._collector.start()
+        self._stalls.start()
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
         threading.Thread(target=self._announce, name="announce", daemon=True).start()
         # Celery's own handlers end the threads pool in the midst of jobs; ours only set a flag.
@@ -77,10 +88,15 @@ class WorkerService:
         signal.signal(signal.SIGINT, self._ask_drain)
         log.info("worker %s on %s, roles %s", self.id, self._device, ", ".join(self._settings.roles))
         self._consumer.run([*self._lanes("inference"), *self._lanes("finetune")])
+        # The drain ends the process; Celery's loop ends by itself only when it has failed.
+        log.critical("the ticket consumer has ended: the worker ends with status %d", CONSUMER_EXIT)
+        self._leases.give_up()
+        logging.shutdown()
+        os._exit(CONSUMER_EXIT)
 
     def _make_residents(self) -> ResidentModels[ResidentModel]:
         catalogue = self._services.catalogue
-        loader = Loader(self._settings, self._device, self._turns)
+        loader = Loader(self._settings, self._device, self._turns, self._stalls)
         budget = self._settings.model_bytes or int(memory_bytes(self._device) * MODEL_SHARE)
 
         def measure(key: Key) -> int:
@@ -97,7 +113,14 @@ class WorkerService:
             "inference": InferenceRunner(
                 self._residents, AdapterCache(adapters), adapter_rank=self._settings.adapter_rank
             ),
-            "finetune": FineTuneRunner(self._residents, self._services.files, adapters, self._turns),
+            "finetune": FineTuneRunner(
+                self._residents,
+                self._services.files,
+                adapters,
+                self._services.artifacts,
+                self._turns,
+                self._stalls,
+            ),
         }
 
     def _lanes(self, role: JobKind) -> list[str]:
@@ -105,27 +128,29 @@ class WorkerService:
             return []
         return [lane(role, entry.name) for entry in self._services.catalogue.entries()]
 
-    def _on_ticket(self, job_id: str, ticket_lane: str) -> Ended | None:
-        """Runs in a pool thread: execute the ticket's job."""
+    def _on_ticket(self, ticket_lane: str) -> None:
+        """Runs in a pool thread: execute a job of the lane."""
         training_lanes = self._lanes("finetune")
         if ticket_lane not in training_lanes:
-            return self._executor.run(job_id)
+            self._executor.run(ticket_lane)
+            return
         if not self._training.acquire(blocking=False):
             # The job stays queued, for another worker or for this one when its training has ended.
-            return None
+            return
+        ran = False
         try:
-            self._consumer.pause(training_lanes)
-            return self._executor.run(job_id)
+            ran = self._executor.run(ticket_lane, on_claimed=lambda: self._consumer.pause(training_lanes))
         finally:
             self._training.release()
-            if not self._drain_asked.is_set():
+            # Not after a refused claim: the lane would be rung, and refused, without end.
+            if ran and not self._drain_asked.is_set():
                 self._consumer.resume(training_lanes)
                 self._ring_for_waiting()
 
     def _ring_for_waiting(self) -> None:
         """Tickets that came during the training were let go; ring for their jobs now."""
         try:
-            self._services.jobs.ring_lost(0)
+            self._services.jobs.ring_lost()
         except QueueUnavailable as error:
             log.warning("the reaper will ring instead: %s", error.message)
 
@@ -151,13 +176,19 @@ class WorkerService:
     def _ask_drain(self, _signal: int, _frame: FrameType | None) -> None:
         self._drain_asked.set()
 
+    def _give_up(self, stalled: str) -> None:
+        """What should work stands still: let others have the jobs, and be started again."""
+        exit_stalled(stalled, self._leases.give_up)
+
     def _drain(self) -> None:
-        """Stop claiming, let running jobs end within the grace, release the rest uncharged, end the process."""
+        """Stop claiming, checkpoint training, let short work end within the grace, release the rest, then exit."""
         self._drain_asked.wait()
         running = len(self._leases.running())
         log.info("draining: %d jobs have %.0f s to end", running, self._settings.drain_seconds)
         self._executor.close()
         self._consumer.pause([*self._lanes("inference"), *self._lanes("finetune")])
+        # A training would outlast any grace; it keeps a checkpoint, and goes on elsewhere from there.
+        self._leases.stop_all(Draining(), kind="finetune")
         if not self._leases.wait_idle(self._settings.drain_seconds):
             self._leases.stop_all(Draining())
             if not self._leases.wait_idle(RELEASE_SECONDS):
@@ -167,6 +198,7 @@ class WorkerService:
         except QueueUnavailable as error:
             log.warning("not withdrawn: %s", error.message)
         self._residents.close()
+        self._monitor.stop()
         log.info("drained")
         logging.shutdown()
         # Celery's threads pool cannot be ended in order (facts in docs/decisions/0001): the process is.

@@ -6,22 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Ignore
 from celery.signals import task_postrun
 
-from tandem.job import JobState
 from tandem.tickets import TASK
-from worker.executor import Ended
 
 log = logging.getLogger(__name__)
 
 WAKE_SECONDS = (0.005, 0.02)
 """When the event loop is woken after a job, so that it takes the next ticket at once: without it, up to 600 ms pass
 between a freed thread and the next ticket (early acknowledgement with prefetch disabled)."""
-
-
-class JobFailed(Exception):
-    """A job ended as failed; raised for Celery's monitors alone, so that Flower shows it so."""
 
 
 class TicketConsumer:
@@ -31,22 +24,27 @@ class TicketConsumer:
         *,
         hostname: str,
         threads: int,
-        on_ticket: Callable[[str, str], Ended | None],
+        on_ticket: Callable[[str], object],
     ) -> None:
         self._app = app
         self._hostname = hostname
         self._threads = threads
         self._on_ticket = on_ticket
         self._worker: Any = None
+        self._lanes: tuple[str, ...] = ()
+        self._paused: set[str] = set()
+        self._lock = threading.Lock()
         self.ready = threading.Event()
         """Set when tickets are being taken."""
 
-        @app.task(name=TASK, bind=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]  # celery has no types
-        def run(task: Task, job_id: str) -> str:
-            return self._run_ticket(job_id, task.request.delivery_info["routing_key"])
+        # What monitors are told is about jobs, which a ticket does not name: worker/monitor.py tells it.
+        @app.task(name=TASK, bind=True, send_events=False)  # type: ignore[untyped-decorator]  # celery has no types
+        def run(task: Task) -> None:
+            self._on_ticket(task.request.delivery_info["routing_key"])
 
     def run(self, lanes: Sequence[str]) -> None:
         """Take tickets until the process ends. Blocks."""
+        self._lanes = tuple(lanes)
         task_postrun.connect(self._wake, weak=False)
         self._worker = self._app.WorkController(
             hostname=self._hostname,
@@ -60,29 +58,47 @@ class TicketConsumer:
             ready_callback=lambda _consumer: self.ready.set(),
             loglevel="WARNING",
         )
+        # Events wait until they are flushed; Celery itself would flush after each.
+        self._worker.consumer.on_send_event_buffered = _nothing
         self._worker.start()
 
     def pause(self, lanes: Sequence[str]) -> None:
         """Take no more tickets from these lanes."""
-        self._in_the_loop(lambda consumer: [consumer.cancel_task_queue(lane) for lane in lanes])
+        with self._lock:
+            self._paused.update(lanes)
+        self._reconcile_soon()
 
     def resume(self, lanes: Sequence[str]) -> None:
-        self._in_the_loop(lambda consumer: [consumer.add_task_queue(lane) for lane in lanes])
+        with self._lock:
+            self._paused.difference_update(lanes)
+        self._reconcile_soon()
 
-    def _in_the_loop(self, action: Callable[[Any], object]) -> None:
-        """Celery's consumer belongs to its event loop's thread: act there."""
+    def _reconcile_soon(self) -> None:
+        """Celery's consumer belongs to its event loop's thread: act there.
+
+        The loop runs what it is handed in no order (kombu's hub keeps it in a set), so what is handed over is not a
+        change but a comparison with what is wanted by then.
+        """
         consumer = self._worker.consumer
-        consumer.call_soon(action, consumer)
+        consumer.call_soon(self._reconcile, consumer)
 
-    def _run_ticket(self, job_id: str, lane: str) -> str:
-        ended = self._on_ticket(job_id, lane)
-        if ended is None:
-            # Not this ticket's doing: monitors keep what they know of the job.
-            raise Ignore
-        if ended.state is JobState.FAILED:
-            assert ended.failure is not None
-            raise JobFailed(f"{ended.failure.code}: {ended.failure.message}")
-        return str(ended.state)
+    def _reconcile(self, consumer: Any) -> None:
+        with self._lock:
+            paused = frozenset(self._paused)
+        for lane in self._lanes:
+            takes = consumer.task_consumer.consuming_from(lane)
+            if takes and lane in paused:
+                consumer.cancel_task_queue(lane)
+            elif not takes and lane not in paused:
+                consumer.add_task_queue(lane)
+
+    def tell_monitors(self, event: str, **fields: Any) -> None:
+        """Add an event to the next message to whoever watches Celery's workers. Raises what the transport raises."""
+        self._worker.consumer.event_dispatcher.send(event, **fields)
+
+    def flush_events(self) -> None:
+        """Send that message. Raises what the transport raises."""
+        self._worker.consumer.event_dispatcher.flush()
 
     def _wake(self, **_: object) -> None:
         hub = self._worker.consumer.hub if self._worker and self._worker.consumer else None

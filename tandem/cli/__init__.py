@@ -5,7 +5,22 @@ import sys
 import typer
 from rich.console import Console
 
-from tandem.cli import adapters, cancel, doctor, flower, jobs, logs, models, submit, up
+from tandem.cli import (
+    adapters,
+    cancel,
+    dead,
+    doctor,
+    flower,
+    gc,
+    jobs,
+    keys,
+    lanes,
+    logs,
+    models,
+    pause,
+    submit,
+    up,
+)
 from tandem.cli.failures import failure_line
 from tandem.errors import ConfigurationError, TandemError
 
@@ -27,8 +42,14 @@ app.command("submit")(submit.submit)
 app.command("jobs")(jobs.jobs)
 app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
+app.command("pause")(pause.pause)
+app.command("resume")(pause.resume)
+app.command("lanes")(lanes.lanes)
 app.command("models")(models.models)
+app.command("gc")(gc.gc)
 app.add_typer(adapters.adapters, name="adapters")
+app.add_typer(dead.dead, name="dead")
+app.add_typer(keys.keys, name="keys")
 
 
 def main() -> None:

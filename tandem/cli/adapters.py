@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tandem.cli.tables import adapter_table, adapters_table, print_json, print_table
+from tandem.cli.tables import adapters_table, print_json, print_table, record_table
 from tandem.client import Tandem
 
 adapters = typer.Typer(help="List, show, download and delete trained adapters.")
@@ -41,7 +41,7 @@ def show(adapter: AdapterId, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found.record)
     else:
-        print_table(adapter_table(found))
+        print_table(record_table(found.record, times=("created_at",)))
 
 
 @adapters.command("download")

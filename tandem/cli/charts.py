@@ -46,6 +46,13 @@ def loss_chart(
     return heading.append("\n").append_text(Text.from_ansi(figure.build().string()))
 
 
+def extend(curve: list[Point], point: Point) -> None:
+    """Add a point; a later attempt's takes the place of all that were at its step and after it."""
+    while curve and curve[-1][0] >= point[0]:
+        curve.pop()
+    curve.append(point)
+
+
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
     """Each point with the mean of up to `window` values that end there: single batches differ more than steps do."""
     values = [value for _, value in points]

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from tandem.cli.charts import Point, loss_chart
+from tandem.cli.charts import Point, extend, loss_chart
 from tandem.cli.tables import event_line, loss_text, output
 from tandem.client import JobEvent, JobHandle, Tandem
 from tandem.client.transport import error_of
@@ -88,13 +88,9 @@ class EventPrinter:
         self._console.print(event_line(event), highlight=False, soft_wrap=True)
 
     def _collect(self, event: JobEvent) -> None:
-        if event.type == "state" and event.data["state"] == JobState.RUNNING:
-            # A new attempt begins anew.
-            self._training, self._held_out = [], []
-        elif event.type == "metrics":
-            self._training.append((event.data["step"], event.data["loss"]))
-        elif event.type == "evaluation":
-            self._held_out.append((event.data["step"], event.data["loss"]))
+        curve = {"metrics": self._training, "evaluation": self._held_out}.get(event.type)
+        if curve is not None:
+            extend(curve, (event.data["step"], event.data["loss"]))
 
     def _move(self, progress: Progress, event: JobEvent) -> None:
         if self._bar is None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -26,6 +26,17 @@ def submit(
     parameters: Annotated[str | None, typer.Option(help="JSON, such as '{\"max_new_tokens\": 50}'.")] = None,
     file: Annotated[Path, typer.Option(help="One input a line; `-` is standard input.")] = STANDARD_INPUT,
     chat: Annotated[bool, typer.Option("--chat", help="Send each input as a user's message of a chat.")] = False,
+    priority: Annotated[
+        Literal["low", "normal", "high", "urgent"] | None, typer.Option(help="A more urgent job goes first.")
+    ] = None,
+    delay: Annotated[float | None, typer.Option(min=0.0, help="Start no earlier than in so many seconds.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=0.0, help="A job that has not ended after so many seconds expires.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label of yours; may be given several times.")
+    ] = None,
+    webhook: Annotated[str | None, typer.Option(help="A URL to tell when a job has ended.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Print the results, or only the jobs' ids.")] = True,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print whole results, one JSON value a line.")] = False,
@@ -41,6 +52,14 @@ def submit(
     texts = prompts or _lines(file)
     inputs: list[Inputs] = [[{"role": "user", "content": text}] if chat else text for text in texts]
     options: dict[str, Any] = {"model": model, "adapter": adapter, "parameters": _parameters(parameters)}
+    scheduling: dict[str, Any] = {
+        "priority": priority,
+        "delay_seconds": delay,
+        "deadline_seconds": deadline,
+        "metadata": _labels(metadata),
+        "webhook": webhook,
+    }
+    options |= {name: value for name, value in scheduling.items() if value is not None}
     with Tandem() as client:
         if not wait:
             for item in inputs:
@@ -103,3 +122,12 @@ def _parameters(text: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise typer.BadParameter('must be a JSON object such as {"max_new_tokens": 50}', param_hint="--parameters")
     return value
+
+
+def _labels(pairs: list[str] | None) -> dict[str, str] | None:
+    if not pairs:
+        return None
+    for pair in pairs:
+        if "=" not in pair:
+            raise typer.BadParameter(f"{pair!r} is no NAME=VALUE", param_hint="--metadata")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}

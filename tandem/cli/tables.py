@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import typer
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tandem.client import Adapter, JobEvent, JobHandle, Model
+from tandem.client import Adapter, JobEvent, JobHandle, Lanes, Model
 from tandem.job import JobState
 
 STATE_STYLES = {
@@ -19,7 +19,10 @@ STATE_STYLES = {
     JobState.SUCCEEDED: "green",
     JobState.FAILED: "red",
     JobState.CANCELLED: "magenta",
+    JobState.EXPIRED: "magenta",
 }
+FIRST = "0-1"
+"""The id of a job's first event."""
 PIPE_COLUMNS = 200
 """Width where the output is no terminal: a line stays one line for `grep` and `awk`."""
 
@@ -52,20 +55,65 @@ def table(*columns: str) -> Table:
 
 def jobs_table(jobs: Iterable[JobHandle], now: float) -> Table:
     """Jobs, one a line; `now` is in seconds since the epoch."""
-    made = table("job", "kind", "task", "model", "state", "attempt", "progress", "age", "took")
+    made = table("job", "kind", "task", "model", "priority", "state", "attempts", "progress", "age", "took")
     for job in jobs:
         made.add_row(
             job.id,
             job.kind,
             job.task,
             job.adapter or job.model,
-            Text(job.state, STATE_STYLES[job.state]),
-            str(job.attempt),
+            job.priority,
+            Text(state_text(job, now), STATE_STYLES[job.state]),
+            attempts_text(job),
             progress_text(job.progress),
             duration_text(now - job.created_at),
             "" if job.started_at is None else duration_text((job.finished_at or now) - job.started_at),
         )
     return made
+
+
+def dead_letters_table(jobs: Iterable[JobHandle], now: float) -> Table:
+    """Dead letters, one a line, with what each died of."""
+    made = table("job", "kind", "task", "model", "attempts", "died", "of")
+    for job in jobs:
+        failure = job.failure or {}
+        made.add_row(
+            job.id,
+            job.kind,
+            job.task,
+            job.adapter or job.model,
+            attempts_text(job),
+            "" if job.finished_at is None else f"{duration_text(now - job.finished_at)} ago",
+            f"{failure.get('code', '')}: {failure.get('message', '')}",
+        )
+    return made
+
+
+def lanes_table(lanes: Lanes, now: float) -> Table:
+    made = table("lane", "ready", "paused")
+    for lane in lanes.lanes:
+        since = lane.paused_since
+        made.add_row(lane.name, str(lane.ready), "" if since is None else f"for {duration_text(now - since)}")
+    return made
+
+
+def state_text(job: JobHandle, now: float) -> str:
+    """The state, and what holds the job back or is asked of it."""
+    if job.dead:
+        return f"{job.state}, dead" if job.requeued_as is None else f"{job.state}, requeued"
+    if job.state is JobState.RUNNING and job.record.get("cancel_requested"):
+        return f"{job.state}, stopping"
+    if job.paused:
+        return f"{job.state}, {'paused' if job.state is JobState.QUEUED else 'pausing'}"
+    if job.state is JobState.QUEUED and job.not_before is not None and job.not_before > now:
+        return f"{job.state}, in {duration_text(job.not_before - now)}"
+    return job.state
+
+
+def attempts_text(job: JobHandle) -> str:
+    """`3 (1 retried, 1 crashed)`: how often it was begun, and why again."""
+    why = [f"{count} {what}" for count, what in ((job.retries, "retried"), (job.crashes, "crashed")) if count]
+    return f"{job.attempt} ({', '.join(why)})" if why else str(job.attempt)
 
 
 def adapters_table(adapters: Iterable[Adapter], now: float) -> Table:
@@ -82,15 +130,15 @@ def adapters_table(adapters: Iterable[Adapter], now: float) -> Table:
     return made
 
 
-def adapter_table(adapter: Adapter) -> Table:
-    """One adapter, a line for each thing known of it."""
+def record_table(record: Mapping[str, Any], *, times: Collection[str]) -> Table:
+    """One object, a line for each thing known of it; `times` names those that are seconds since the epoch."""
     made = table("", "")
     made.show_header = False
-    for name, value in adapter.record.items():
+    for name, value in record.items():
         if isinstance(value, Mapping):
             shown = "\n".join(f"{key}: {_short_text(inner)}" for key, inner in value.items())
-        elif name == "created_at":
-            shown = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(adapter.created_at))
+        elif name in times and value is not None:
+            shown = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
         else:
             shown = number_text(value)
         made.add_row(Text(name, "bold"), shown)
@@ -143,6 +191,11 @@ def event_line(event: JobEvent) -> Text:
             return line.append(state, STATE_STYLES[state]).append(f"  attempt {attempt}" if attempt else "", "dim")
         case "progress":
             return line.append(progress_text(event.data))
+        case "retry":
+            failure = event.data["failure"]
+            return line.append(
+                f"again at {clock_text(event.data['at'])} after {failure['code']}: {failure['message']}"
+            )
         case "metrics":
             return line.append(f"step {event.data['step']}  {loss_text(event.data)}")
         case _:
@@ -156,5 +209,12 @@ def loss_text(metrics: Mapping[str, Any]) -> str:
 
 
 def event_time(event: JobEvent) -> str:
-    """The event's local time of day: a stream's ids begin with milliseconds since the epoch."""
-    return time.strftime("%H:%M:%S", time.localtime(int(event.id.partition("-")[0]) / 1000))
+    """The event's local time of day. A stream's ids begin with milliseconds since the epoch; but the first event of
+    a job is in no stream, and says by itself when it was."""
+    at = event.data["at"] if event.id == FIRST else int(event.id.partition("-")[0]) / 1000
+    return clock_text(at)
+
+
+def clock_text(at: float) -> str:
+    """The local time of day of a time in seconds since the epoch."""
+    return time.strftime("%H:%M:%S", time.localtime(at))

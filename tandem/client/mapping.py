@@ -5,14 +5,21 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import closing, suppress
 from typing import Literal, TypeVar
 
-from tandem.errors import AuthenticationFailed, NotFound, QueueUnavailable, ServiceUnreachable, TandemError
+from tandem.errors import (
+    AuthenticationFailed,
+    NotFound,
+    QueueFull,
+    QueueUnavailable,
+    ServiceUnreachable,
+    TandemError,
+)
 
 Input = TypeVar("Input")
 Started = TypeVar("Started")
 Result = TypeVar("Result")
 OnError = Literal["raise", "return"]
 
-NOT_OF_ONE_ROW = (ServiceUnreachable, QueueUnavailable, AuthenticationFailed, NotFound)
+NOT_OF_ONE_ROW = (ServiceUnreachable, QueueUnavailable, QueueFull, AuthenticationFailed, NotFound)
 """Errors that the next input would meet too: they end the whole run, whatever `on_error` says."""
 
 

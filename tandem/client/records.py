@@ -1,10 +1,11 @@
-"""What the client hands out: jobs, files, adapters and models as they stood when they were read."""
+"""What the client hands out: jobs, lanes, files, adapters and models as they stood when they were read."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from tandem.job import JobEvent, JobKind, JobState
+from tandem.specs import Priority
 
 if TYPE_CHECKING:
     from tandem.client.job_calls import JobCalls
@@ -22,13 +23,30 @@ class JobHandle:
     state: JobState
     attempt: int
     """How often a worker has begun it."""
+    priority: Priority
+    retries: int
+    """How many attempts failed for a passing reason and were repeated."""
+    crashes: int
+    """How many attempts were lost with their worker, which the job may have caused."""
+    paused: bool
+    """It waits until it is resumed; if it still runs, it will soon be given back."""
+    dead: bool
+    """A dead letter: it failed for a passing reason until its tries were used up."""
+    requeued_as: str | None
+    """Of a dead letter: the job that does its work anew."""
     progress: dict[str, Any] | None
     """What the last `progress` event said."""
     failure: dict[str, Any] | None
     """Of a failed job: `type`, `code`, `message`, `param`, `retryable`."""
     created_at: float
+    not_before: float | None
+    """It is not begun earlier."""
+    deadline: float | None
+    """It expires then, unless it has ended."""
     started_at: float | None
     finished_at: float | None
+    metadata: dict[str, str]
+    """Labels that its producer gave it."""
     record: dict[str, Any] = field(repr=False)
     """All that the service says of it."""
     _client: "JobCalls" = field(repr=False, compare=False)
@@ -43,11 +61,20 @@ class JobHandle:
             adapter=record.get("adapter"),
             state=JobState(record["state"]),
             attempt=record["attempt"],
+            priority=record.get("priority", "normal"),
+            retries=record.get("retries", 0),
+            crashes=record.get("crashes", 0),
+            paused=record.get("paused", False),
+            dead=record.get("dead", False),
+            requeued_as=record.get("requeued_as"),
             progress=record.get("progress"),
             failure=record.get("failure"),
             created_at=record["created_at"],
+            not_before=record.get("not_before"),
+            deadline=record.get("deadline"),
             started_at=record.get("started_at"),
             finished_at=record.get("finished_at"),
+            metadata=record.get("metadata", {}),
             record=dict(record),
             _client=client,
         )
@@ -67,6 +94,50 @@ class JobHandle:
     def cancel(self) -> "JobHandle":
         """Ask that it stops. Raises what `Tandem.cancel` raises."""
         return self._client.cancel(self)
+
+    def pause(self) -> "JobHandle":
+        """Hold it back until it is resumed. Raises what `Tandem.pause` raises."""
+        return self._client.pause(self)
+
+    def resume(self) -> "JobHandle":
+        """Let it go on. Raises what `Tandem.resume` raises."""
+        return self._client.resume(self)
+
+    def requeue(self) -> "JobHandle":
+        """Of a dead letter: do its work anew, as a new job. Raises what `Tandem.requeue` raises."""
+        return self._client.requeue(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """How the jobs of one kind and model stand."""
+
+    name: str
+    ready: int
+    """Jobs that a worker could begin now."""
+    paused_since: float | None
+    """Seconds since the epoch; None if the lane itself is not paused."""
+    record: dict[str, Any] = field(repr=False)
+    """All that the service says of it."""
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        return cls(record["lane"], record["ready"], record["paused_since"], dict(record))
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Every lane by name, and the service's own pause."""
+
+    lanes: tuple[Lane, ...]
+    paused_since: float | None
+    """Of the whole service, in seconds since the epoch; None if it is not paused."""
+    record: dict[str, Any] = field(repr=False)
+    """All that the service says of them."""
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        return cls(tuple(Lane.read(lane) for lane in record["data"]), record["paused_since"], dict(record))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, overload
+from typing import Any, BinaryIO, Literal, Self, Unpack, overload
 
 from tandem.client.endpoint import Endpoint
-from tandem.client.job_calls import JobCalls
+from tandem.client.job_calls import new_key
+from tandem.client.queue_calls import QueueCalls
 from tandem.client.records import Adapter, JobHandle, Model, UploadedFile
+from tandem.client.scheduling import SchedulingOptions, scheduling_fields
 from tandem.client.transport import Transport
 from tandem.errors import InvalidRequest
 
@@ -24,7 +26,7 @@ DataSet = Path | str | UploadedFile | Rows
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
 
-class Tandem(JobCalls):
+class Tandem(QueueCalls):
     """A client of one service. Thread-safe; close it, or use it in a `with`, to give its connections back.
 
     Every call may raise ServiceUnreachable, QueueUnavailable (after retries) and AuthenticationFailed; its own errors
@@ -84,6 +86,7 @@ class Tandem(JobCalls):
         method: Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         wait: Literal[False] = False,
+        **scheduling: Unpack[SchedulingOptions],
     ) -> JobHandle: ...
     @overload
     def finetune(
@@ -96,6 +99,7 @@ class Tandem(JobCalls):
         method: Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         wait: Literal[True],
+        **scheduling: Unpack[SchedulingOptions],
     ) -> dict[str, Any]: ...
     def finetune(
         self,
@@ -107,16 +111,19 @@ class Tandem(JobCalls):
         method: Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         wait: bool = False,
+        **scheduling: Unpack[SchedulingOptions],
     ) -> JobHandle | dict[str, Any]:
         """Train an adapter of `model`; with `wait`, return the result, which names it: `{"adapter", "metrics", …}`.
 
         A data set is a file's path, an uploaded file, or rows, which are uploaded first. `method` and
-        `hyperparameters` are those of `tandem.specs`, such as `{"r": 8}` and `{"max_steps": 100}`.
+        `hyperparameters` are those of `tandem.specs`, such as `{"r": 8}` and `{"max_steps": 100}`;
+        `scheduling` is as in `submit`.
 
         Raises InvalidTrainingData naming the lines, InvalidRequest naming the field, UnknownModel, UnknownFile,
         PayloadTooLarge; and what `wait` raises.
         """
         spec: dict[str, Any] = {"kind": "finetune", "model": model, "training_file": self._file_id(training)}
+        spec |= scheduling_fields(scheduling)
         if validation is not None:
             spec["validation_file"] = self._file_id(validation)
         if suffix is not None:
@@ -173,8 +180,12 @@ class Tandem(JobCalls):
         return self.upload(data).id
 
     def _upload(self, name: str, content: BinaryIO, purpose: str) -> UploadedFile:
-        # Sent twice it would be two files: repeated only if the service certainly did nothing with it.
+        # With a key of its own: one whose answer was lost may be sent again without making a second file.
         response = self._transport.request(
-            "POST", "/files", repeatable=False, files={"file": (name, content)}, data={"purpose": purpose}
+            "POST",
+            "/files",
+            headers={"Idempotency-Key": new_key()},
+            files={"file": (name, content)},
+            data={"purpose": purpose},
         )
         return UploadedFile.read(response.json())

@@ -7,7 +7,7 @@ from tandem.job import JobEvent
 
 
 def new_text(events: Iterable[JobEvent]) -> Iterator[str]:
-    """The pieces of the text, each once, also if the worker is lost and the next attempt begins anew.
+    """The pieces of the text, each once, also if the worker is lost, or the attempt fails, and the next begins anew.
 
     A new attempt's text is held back as far as it repeats what was yielded already. Raises WorkerLost if it says
     something else: what was yielded cannot be taken back.
@@ -22,8 +22,8 @@ def new_text(events: Iterable[JobEvent]) -> Iterator[str]:
         shared = min(len(written), len(yielded))
         if written[:shared] != yielded[:shared]:
             raise WorkerLost(
-                "the worker was lost, and the next attempt writes another text; ask again, with a seed or at "
-                "temperature 0 so that every attempt writes the same"
+                "the job had to be begun again, and its next attempt writes another text; ask again, with a seed or "
+                "at temperature 0 so that every attempt writes the same"
             )
         if len(written) > len(yielded):
             piece, yielded = written[len(yielded) :], written

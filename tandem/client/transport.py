@@ -13,6 +13,7 @@ from tandem.errors import (
     AuthenticationFailed,
     InvalidRequest,
     NotFound,
+    QueueFull,
     QueueUnavailable,
     ServiceUnreachable,
     TandemError,
@@ -30,7 +31,7 @@ LONGEST_RETRY_AFTER_SECONDS = 30.0
 REFUSED = frozenset({429, 503})
 """Statuses by which a service says that it did nothing with the request."""
 IN_DOUBT = frozenset({502, 504})
-"""Statuses of a proxy that does not know whether the request was handled."""
+"""Statuses of a proxy that does not know whether the request was handled. The service's own 504 says so."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -125,7 +126,8 @@ class Transport:
         """Seconds to wait before the request is sent again; None for a good answer. Raises the answer's error."""
         if not response.is_error:
             return None
-        again = response.status_code in REFUSED or (repeatable and response.status_code in IN_DOUBT)
+        in_doubt = response.status_code in IN_DOUBT and response.headers.get("x-should-retry") != "false"
+        again = response.status_code in REFUSED or (repeatable and in_doubt)
         asked = _retry_after(response)
         if pause is None or not again or (asked or 0.0) > LONGEST_RETRY_AFTER_SECONDS:
             raise _error_in(response)
@@ -156,7 +158,10 @@ def _retry_after(response: httpx.Response) -> float | None:
 def _error_in(response: httpx.Response) -> TandemError:
     try:
         payload = response.json()["error"]
-        return error_of(payload, status=response.status_code)
+        error = error_of(payload, status=response.status_code)
+        if isinstance(error, QueueFull):
+            error.retry_after = _retry_after(response) or error.retry_after
+        return error
     except (ValueError, KeyError, TypeError, AttributeError):
         # Not one of ours: a proxy, or something else that listens at this address.
         message = f"HTTP {response.status_code} from {response.request.url}: {response.text[:200]}"

@@ -44,6 +44,7 @@ class InferenceRunner:
             prompt,
             spec.parameters,
             adapter=adapter,
+            deadline=attempt.deadline,
             on_text=(lambda text: attempt.report("tokens", {"text": text})) if spec.stream else None,
         )
         resident.engine.submit(sequence)

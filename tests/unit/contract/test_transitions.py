@@ -1,22 +1,33 @@
 """The transition table and the server's function library say the same."""
 
 import itertools
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
 from tandem.artifacts import ArtifactStore
-from tandem.errors import Superseded
-from tandem.job import TRANSITIONS, JobState
-from tandem.job_store import JobStore
+from tandem.errors import OutOfMemory, Superseded
+from tandem.job import TRANSITIONS, Failure, JobState
+from tandem.job_store import EndState, JobStore
 from tandem.settings import Settings
+from tandem.specs import Scheduling
 
-END_STATES = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+DEADLINE_SECONDS = 0.2
+LANE = "tandem.inference.m"
+END_STATES: tuple[EndState, ...] = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 
 def _submitted(jobs: JobStore) -> str:
-    return jobs.submit(kind="inference", model="m", lane="tandem.inference.m", owner="o", spec={"inputs": "x"}).job.id
+    return jobs.submit(
+        kind="inference",
+        model="m",
+        lane=LANE,
+        owner="o",
+        spec={"inputs": "x"},
+        scheduling=Scheduling(deadline_seconds=DEADLINE_SECONDS),
+    ).job.id
 
 
 def _bring_to(jobs: JobStore, state: JobState) -> str:
@@ -26,7 +37,9 @@ def _bring_to(jobs: JobStore, state: JobState) -> str:
     if state is JobState.CANCELLED:
         jobs.cancel(job_id)
         return job_id
-    jobs.claim(job_id, "w")
+    claim = jobs.claim(LANE, "w")
+    assert claim is not None
+    assert claim.job.id == job_id
     if state in END_STATES:
         jobs.finish(job_id, 1, state)
     return job_id
@@ -34,14 +47,24 @@ def _bring_to(jobs: JobStore, state: JobState) -> str:
 
 def _calls(jobs: JobStore, job_id: str) -> list[Callable[[], object]]:
     return [
-        lambda: jobs.claim(job_id, "w"),
+        lambda: jobs.claim(LANE, "w"),
         lambda: jobs.cancel(job_id),
+        lambda: jobs.pause(job_id),
+        lambda: jobs.resume(job_id),
+        lambda: jobs.retry(job_id, 1, Failure.of(OutOfMemory()), 0.0),
         lambda: jobs.release(job_id, 1),
         *[lambda state=state: jobs.finish(job_id, 1, state) for state in END_STATES],
-        lambda: jobs.renew({job_id: 1}),
+        lambda: jobs.renew("w", {job_id: 1}),
         jobs.reap,
-        lambda: jobs.ring_lost(0),
+        jobs.ring_lost,
+        lambda: _let_the_deadline_pass(jobs),
     ]
+
+
+def _let_the_deadline_pass(jobs: JobStore) -> None:
+    threading.Event().wait(DEADLINE_SECONDS * 1.5)
+    jobs.wake()
+    jobs.reap()
 
 
 @pytest.mark.parametrize("start", list(JobState))
@@ -52,6 +75,7 @@ def test_every_call_moves_a_job_along_the_table_or_not_at_all(
     jobs = JobStore(settings, ArtifactStore(settings.artifacts_url))
     seen = set()
     for number in itertools.count():
+        jobs.redis.flushdb()
         job_id = _bring_to(jobs, start)
         calls = _calls(jobs, job_id)
         if number >= len(calls):
@@ -62,5 +86,5 @@ def test_every_call_moves_a_job_along_the_table_or_not_at_all(
         after = jobs.get(job_id).state
         if after is not start:
             seen.add(after)
-    jobs.redis.close()
+    jobs.close()
     assert seen == TRANSITIONS[start]
