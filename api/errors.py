@@ -1,5 +1,6 @@
 """From an error to its HTTP answer: one table, one body shape (OpenAI's), for whatever goes wrong."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from tandem.errors import InvalidRequest, NotFound, PayloadTooLarge, TandemError, UnsupportedTask, WaitTimeout
+from tandem.errors import (
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    QueueFull,
+    TandemError,
+    UnsupportedTask,
+    WaitTimeout,
+)
 from tandem.job import Failure
 
 AUTHENTICATION_STATUS = 401
+BUSY_STATUS = 429
 FIRST_SERVER_STATUS = 500
 UNAVAILABLE_STATUS = 503
 RETRY_AFTER_SECONDS = 1
@@ -49,6 +59,8 @@ def error_type(status: int) -> str:
     """OpenAI's coarse class of an error."""
     if status == AUTHENTICATION_STATUS:
         return "authentication_error"
+    if status == BUSY_STATUS:
+        return "rate_limit_error"
     return "server_error" if status >= FIRST_SERVER_STATUS else "invalid_request_error"
 
 
@@ -63,6 +75,9 @@ def error_response(error: TandemError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status == UNAVAILABLE_STATUS:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, QueueFull):
+        # HTTP knows whole seconds only. OpenAI's clients wait for so long (up to two minutes) and try again.
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     # OpenAI's clients repeat a 409 and every 5xx by themselves. After a timeout the job goes on: a repeated request
     # would be a second one.
     if not error.retryable or isinstance(error, WaitTimeout):

@@ -2,13 +2,14 @@
 
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
 from tandem.adapters import AdapterManifest
 from tandem.catalogue import CatalogueEntry
 from tandem.files import Purpose, StoredFile
 from tandem.job import Failure, Job, JobKind, JobState
-from tandem.specs import LoraMethod, Task
+from tandem.job_reads import LaneStatus
+from tandem.specs import LoraMethod, Priority, Task, job_spec_adapter
 
 OWNED_BY_TANDEM = "tandem"
 UNDATED = 0
@@ -54,13 +55,24 @@ class JobView(BaseModel):
     model: str
     adapter: str | None
     state: JobState
-    attempt: int
+    priority: Priority
+    attempt: int = Field(description="How often a worker has begun it")
+    retries: int = Field(description="How many attempts failed for a passing reason and were repeated")
+    crashes: int = Field(description="How many attempts were lost with their worker, which the job may have caused")
     cancel_requested: bool
+    paused: bool = Field(description="It waits until it is resumed; if it still runs, it will soon be given back")
+    dead: bool = Field(description="A dead letter: it failed for a passing reason until its tries were used up")
+    requeued_from: str | None = Field(description="The dead letter whose work this job does anew")
+    requeued_as: str | None = Field(description="Of a dead letter: the job that does its work anew")
     progress: dict[str, Any] | None
     failure: Failure | None
     created_at: float
+    not_before: float | None = Field(description="It is not begun earlier")
+    deadline: float | None = Field(description="It expires then, unless it has ended")
     started_at: float | None
     finished_at: float | None
+    metadata: dict[str, str]
+    webhook_note: str | None = Field(description="How the last delivery to its webhook went")
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -70,17 +82,54 @@ class JobView(BaseModel):
 class JobDetail(JobView):
     """A job with all that was asked and answered."""
 
-    spec: dict[str, Any]
+    spec: dict[str, Any] = Field(description="What was asked, with the defaults of all that was left out")
     result: Any = None
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        return cls(**_public(job), spec=job.spec, result=job.result)
+        return cls(**_public(job), spec=_whole_spec(job.spec), result=job.result)
 
 
 def _public(job: Job) -> dict[str, Any]:
     fields = job.model_dump(include=set(JobView.model_fields))
-    return fields | {"task": job.spec["task"], "adapter": job.spec.get("adapter")}
+    return fields | {"task": job.spec["task"], "adapter": job.spec.get("adapter"), "metadata": job.metadata}
+
+
+def _whole_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """A stored spec has none of its defaults."""
+    try:
+        return job_spec_adapter.validate_python(spec).model_dump(mode="json")
+    except ValidationError:
+        # Taken by another version, whose limits were others: as it stands.
+        return spec
+
+
+class LaneView(BaseModel):
+    """The jobs of one kind and model, which wait together."""
+
+    lane: str
+    object: Literal["lane"] = "lane"
+    ready: int = Field(description="Jobs that a worker could begin now")
+    paused_since: float | None = Field(description="Seconds since the epoch; null if the lane itself is not paused")
+
+    @classmethod
+    def of(cls, status: LaneStatus) -> Self:
+        return cls(lane=status.lane, ready=status.ready, paused_since=status.paused_since)
+
+
+class LanesView(BaseModel):
+    """Every lane."""
+
+    object: Literal["list"] = "list"
+    data: list[LaneView]
+    paused_since: float | None = Field(description="Since when the whole service is paused; null if it is not")
+
+
+class ServiceView(BaseModel):
+    """The whole service."""
+
+    object: Literal["service"] = "service"
+    paused_since: float | None = Field(description="Seconds since the epoch; null if it is not paused")
 
 
 class FileView(BaseModel):

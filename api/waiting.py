@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.dependencies import Api
 from api.errors import error_of
-from tandem.errors import Cancelled, QueueUnavailable, TandemError, WaitTimeout
+from tandem.errors import Cancelled, DeadlineExceeded, QueueUnavailable, TandemError, WaitTimeout
 from tandem.events import read_events
 from tandem.job import Failure, Job, JobEvent, JobState
 
@@ -52,7 +52,7 @@ class Waiting:
                 yield event
 
     async def result(self) -> Job:
-        """The job, after it has succeeded. Raises what it failed with; Cancelled."""
+        """The job, after it has succeeded. Raises what it failed with; Cancelled, DeadlineExceeded."""
         return succeeded(await run_in_threadpool(self._api.services.jobs.get, self._id))
 
     async def end(self) -> Job:
@@ -81,9 +81,11 @@ class Waiting:
 
 
 def succeeded(job: Job) -> Job:
-    """The job itself, if it has succeeded. Raises what it failed with; Cancelled."""
+    """The job itself, if it has succeeded. Raises what it failed with; Cancelled, DeadlineExceeded."""
     if job.state is JobState.CANCELLED:
         raise Cancelled(f"job {job.id} was cancelled; it has no result")
+    if job.state is JobState.EXPIRED:
+        raise DeadlineExceeded(f"the deadline of job {job.id} passed before it had ended; it has no result")
     if job.state is JobState.FAILED:
         raise error_of(job.failure or Failure.of(TandemError()))
     return job

@@ -9,11 +9,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from api.auth import Owner
-from api.dependencies import ApiDep, ServicesDep
+from api.dependencies import ApiDep, IdempotencyKey, ServicesDep
 from api.views import Deleted, FileView, Page
 from tandem.artifacts import CHUNK_BYTES
 from tandem.errors import UnknownArtifact, UnknownFile
-from tandem.files import Purpose
+from tandem.files import Purpose, UploadKey
 
 MAX_PAGE = 10_000
 """Files in one page (OpenAI's limit)."""
@@ -40,18 +40,25 @@ class FileUpload(BaseModel):
 
 @router.post("")
 def upload_file(
-    form: Annotated[FileUpload, Form(media_type="multipart/form-data")], api: ApiDep, owner: Owner
+    form: Annotated[FileUpload, Form(media_type="multipart/form-data")],
+    api: ApiDep,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
 ) -> FileView:
     """Upload a data set (`fine-tune`) or a batch (`batch`), as JSON lines.
 
-    Its rows are checked when a job names it, line by line and before the job is accepted.
+    Its rows are checked when a job names it, line by line and before the job is accepted. The same upload (content,
+    name and purpose) with the same `Idempotency-Key` is the same file; another one with that key is a 409.
     """
+    # A queue server that is away is told before the disk has taken the whole upload.
+    api.services.jobs.ping()
     stored = api.services.files.create(
         _chunks(form.file),
         filename=form.file.filename or UNNAMED,
         purpose=form.purpose,
         owner=owner,
         limit=api.settings.file_bytes,
+        key=None if idempotency_key is None else UploadKey(idempotency_key, api.settings.idempotency_seconds),
     )
     return FileView.of(stored)
 

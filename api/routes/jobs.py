@@ -1,4 +1,4 @@
-"""Jobs: submit, look, list, cancel, follow, fetch the result."""
+"""Jobs: submit, look, list, cancel, pause, requeue, follow, fetch the result."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -9,14 +9,14 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Owner
-from api.dependencies import ApiDep, IdempotencyKey, ServicesDep
+from api.dependencies import ApiDep, ServicesDep, SubmitterDep
 from api.errors import ErrorBody, error_body
 from api.views import JobDetail, JobView, Page
 from api.waiting import succeeded
 from tandem.errors import QueueUnavailable, ResultNotReady
 from tandem.events import BEGINNING, read_events
 from tandem.job import JobEvent, JobKind, JobState
+from tandem.job_store import Submitted
 from tandem.specs import NAME_PATTERN, JobSpec
 
 MAX_PAGE = 100
@@ -46,6 +46,21 @@ EXAMPLES: dict[str, Example] = {
             "inputs": ["a red apple", "a ripe fruit"],
         },
     },
+    "scheduling": {
+        "summary": "Say when and how it is run (any job)",
+        "value": {
+            "kind": "inference",
+            "task": "text-generation",
+            "model": "smollm2-135m-instruct",
+            "inputs": "Once upon a time",
+            "priority": "high",
+            "delay_seconds": 30,
+            "deadline_seconds": 600,
+            "retry": {"max_retries": 5, "backoff_seconds": 1, "max_backoff_seconds": 60},
+            "webhook": {"url": "https://example.com/hooks/tandem"},
+            "metadata": {"customer": "17"},
+        },
+    },
     "finetune": {
         "summary": "Train an adapter on an uploaded file",
         "value": {
@@ -61,18 +76,21 @@ EXAMPLES: dict[str, Example] = {
 
 @router.post("", status_code=202, responses={200: {"model": JobDetail, "description": "The key's first job"}})
 def submit_job(
-    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],
-    services: ServicesDep,
-    owner: Owner,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
+    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)], submitter: SubmitterDep, response: Response
 ) -> JobDetail:
     """Queue a job. The answer comes at once; `Location` is where to follow it.
 
+    Every job may say when and how it is run: `priority`, `delay_seconds` or `not_before`, `deadline_seconds` (it
+    then ends as `expired`), `retry`, `webhook` and `metadata`.
+
     With an `Idempotency-Key` that was used before, and the same body, the answer is 200 and the job of the first
-    time; with another body it is 409.
+    time; with another body it is 409. 429 `queue_full`: come back after `Retry-After` seconds.
     """
-    submitted = services.submission.submit(spec, owner=owner, idempotency_key=idempotency_key)
+    return _located(submitter.submit(spec), response)
+
+
+def _located(submitted: Submitted, response: Response) -> JobDetail:
+    """The answer to whoever asked for a new job: 202, or 200 if it was there already."""
     response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
     if not submitted.created:
         response.status_code = 200
@@ -106,9 +124,40 @@ def cancel_job(job_id: str, services: ServicesDep) -> JobDetail:
     return JobDetail.of(services.jobs.cancel(job_id))
 
 
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, services: ServicesDep) -> JobDetail:
+    """Hold a queued job back until it is resumed. A running one stops within one step, keeps what it has (a training
+    its checkpoint) and waits in the queue; an ended one stays as it is. Deadlines go on."""
+    return JobDetail.of(services.jobs.pause(job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, services: ServicesDep) -> JobDetail:
+    """Let a paused job go on."""
+    return JobDetail.of(services.jobs.resume(job_id))
+
+
+@router.post(
+    "/{job_id}/requeue",
+    status_code=202,
+    responses={
+        200: {"model": JobDetail, "description": "It was requeued before: the job of that time"},
+        409: {"model": ErrorBody, "description": "It is no dead letter"},
+    },
+)
+def requeue_job(job_id: str, services: ServicesDep, response: Response) -> JobDetail:
+    """Do a dead letter's work anew, as a new job; `GET /v1/dead-letters` lists them.
+
+    The dead letter stays as it ended, and names the new job in `requeued_as`. Its delay and deadline do not count
+    again; its retries begin anew.
+    """
+    return _located(services.jobs.requeue_dead(job_id), response)
+
+
 @router.get("/{job_id}/result", responses={409: {"model": ErrorBody, "description": "It has not ended yet"}})
 def get_result(job_id: str, services: ServicesDep) -> Any:
-    """The result alone. A failed job answers with its failure, a cancelled or unfinished one with 409."""
+    """The result alone. A failed job answers with its failure, a cancelled or unfinished one with 409, an expired one
+    with 504."""
     job = services.jobs.get(job_id)
     if not job.state.is_terminal:
         raise ResultNotReady(
@@ -132,7 +181,8 @@ async def follow_job(
         str, Header(alias="Last-Event-ID", pattern=r"^\d{1,20}-\d{1,20}$", description="Go on after this event")
     ] = BEGINNING,
 ) -> Response:
-    """The job's events as server-sent events: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `cancel`.
+    """The job's events as server-sent events: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `retry`,
+    `checkpoint`, `resumed`, `cancel`, `pause`, `resume`.
 
     From the beginning, or after `Last-Event-ID`, until the `state` event that ends the job. An `error` event means
     that the queue's server went away: connect again with the last id. 204: nothing comes after that id any more.

@@ -102,8 +102,10 @@ class TestListing:
         job = client.submit("feature-extraction", "a text to list", model=EMBEDDING)
         job.wait(timeout=60)
         shown = shell.tandem("jobs", "--model", EMBEDDING, "--state", "succeeded", "--limit", "3").stdout.splitlines()
-        assert shown[0].split() == ["job", "kind", "task", "model", "state", "attempt", "progress", "age", "took"]
-        assert shown[1].split()[:6] == [job.id, "inference", "feature-extraction", EMBEDDING, "succeeded", "1"]
+        columns = ["job", "kind", "task", "model", "priority", "state", "attempts", "progress", "age", "took"]
+        assert shown[0].split() == columns
+        row = [job.id, "inference", "feature-extraction", EMBEDDING, "normal", "succeeded", "1"]
+        assert shown[1].split()[:7] == row
         listed = json.loads(shell.tandem("jobs", "--limit", "1", "--json").stdout)
         assert listed[0]["id"] == job.id
         assert "no such jobs" in shell.tandem("jobs", "--model", "none").stdout

@@ -81,7 +81,7 @@ class TestARunningService:
         assert httpx.get(url, headers=headers, trust_env=False).status_code == 200
 
     def test_flower_shows_a_job_and_how_it_ended(self, service: EmbeddedService) -> None:
-        """The task's id is the job's id, its argument is the id alone, and a failed job is a failed task."""
+        """The task's id is the job's, its arguments are task and model alone, and a failed job is a failed task."""
         with Tandem(service.api_url, service.api_key) as client:
             good = client.submit("feature-extraction", "a secret text", model="all-minilm-l6-v2")
             bad = client.submit("feature-extraction", "word " * 2000, model="all-minilm-l6-v2")
@@ -96,7 +96,7 @@ class TestARunningService:
 
         wait_until(lambda: task(good.id).get("state") == "SUCCESS", "the job in Flower")
         wait_until(lambda: task(bad.id).get("state") == "FAILURE", "the failed job in Flower")
-        assert task(good.id)["args"] == f"('{good.id}',)"
+        assert task(good.id)["args"] == "('feature-extraction', 'all-minilm-l6-v2')"
         assert "context_length_exceeded" in str(task(bad.id)["exception"])
 
     def test_the_queue_keeps_what_it_acknowledges(self, service: EmbeddedService) -> None:

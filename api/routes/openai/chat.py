@@ -8,12 +8,12 @@ from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Owner
-from api.dependencies import ApiDep, IdempotencyKey
+from api.dependencies import ApiDep, SubmitterDep
 from api.errors import error_body
 from api.routes.jobs import HEARTBEAT_SECONDS
-from api.routes.openai.chat_request import ChatRequest
+from api.routes.openai.chat_request import ChatRequest, ServedTier
 from api.routes.openai.job_header import JOB_HEADER
+from api.routes.openai.scheduling_headers import SchedulingHeadersDep
 from api.routes.openai.streamed_text import StreamedText
 from api.waiting import Waiting, while_connected
 from tandem.errors import TandemError
@@ -55,6 +55,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+    service_tier: ServedTier | None = None
 
 
 class Delta(BaseModel):
@@ -76,6 +77,7 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    service_tier: ServedTier | None = None
 
 
 @router.post("/chat/completions", response_model=ChatCompletion)
@@ -84,18 +86,18 @@ async def create_chat_completion(
     request: Request,
     response: Response,
     api: ApiDep,
-    owner: Owner,
-    idempotency_key: IdempotencyKey = None,
+    submitter: SubmitterDep,
+    scheduling: SchedulingHeadersDep,
 ) -> ChatCompletion | Response:
     """Answer a conversation; with `stream: true` as server-sent events that end in `data: [DONE]`.
 
     The job behind it is named in the `x-tandem-job` header. A client that leaves cancels the job, unless it sent an
     `Idempotency-Key` to come back with. `temperature` is 1 by default, as OpenAI documents it.
+
+    How urgent it is says `service_tier` (`flex` is low, `priority` is high) or, before that, `x-tandem-priority`.
     """
-    submitted = await run_in_threadpool(
-        api.services.submission.submit, body.spec(), owner=owner, idempotency_key=idempotency_key
-    )
-    waiting = Waiting(api, submitted.job, is_shared=idempotency_key is not None)
+    submitted = await run_in_threadpool(submitter.submit, scheduling.on(body.spec()))
+    waiting = Waiting(api, submitted.job, is_shared=submitter.idempotency_key is not None)
     if body.stream:
         return await _streamed(body, request, waiting, submitted.job)
     response.headers[JOB_HEADER] = submitted.job.id
@@ -108,6 +110,7 @@ async def create_chat_completion(
         model=body.model,
         choices=[Choice(message=message, finish_reason=job.result["finish_reason"])],
         usage=Usage.of(job.result),
+        service_tier=body.served_tier,
     )
 
 
@@ -179,6 +182,7 @@ class ChatStream:
             model=self._body.model,
             choices=choices,
             usage=usage,
+            service_tier=self._body.served_tier,
         )
         return ServerSentEvent(chunk.model_dump_json(), sep="\n")
 

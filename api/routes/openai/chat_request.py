@@ -13,12 +13,16 @@ from tandem.specs import (
     ChatMessage,
     GenerationParameters,
     Name,
+    Priority,
     Spec,
     TextGenerationSpec,
 )
 
 DEFAULT_MAX_TOKENS = 256
 """Tokens of an answer if the request names no limit (OpenAI's has none: one client could fill a whole context)."""
+
+ServedTier = Literal["default", "flex", "priority"]
+PRIORITY_OF_TIER: dict[ServedTier, Priority] = {"flex": "low", "default": "normal", "priority": "high"}
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
@@ -80,6 +84,8 @@ class ChatRequest(Spec):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1
+    service_tier: Literal["auto"] | ServedTier | None = None
+    """How urgent the answer is: `flex` is the job's priority `low`, `priority` is `high`, all else `normal`."""
     user: str | None = None
     """Taken and not used."""
 
@@ -91,6 +97,11 @@ class ChatRequest(Spec):
         if self.stream_options is not None and not self.stream:
             raise ValueError("`stream_options` needs `stream: true`")
         return self
+
+    @property
+    def served_tier(self) -> ServedTier | None:
+        """The tier that the answer names, if the request named one."""
+        return "default" if self.service_tier == "auto" else self.service_tier
 
     def spec(self) -> TextGenerationSpec:
         """The job that answers this request."""
@@ -107,4 +118,5 @@ class ChatRequest(Spec):
                 stop=stop,
             ),
             stream=self.stream,
+            priority=PRIORITY_OF_TIER[self.served_tier or "default"],
         )

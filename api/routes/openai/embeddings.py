@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Owner
-from api.dependencies import ApiDep, IdempotencyKey
+from api.dependencies import ApiDep, SubmitterDep
 from api.routes.openai.job_header import JOB_HEADER
+from api.routes.openai.scheduling_headers import SchedulingHeadersDep
 from api.waiting import Waiting, while_connected
 from tandem.specs import FeatureExtractionSpec, Name, Spec, TextInputs
 
@@ -60,19 +60,17 @@ async def create_embeddings(
     request: Request,
     response: Response,
     api: ApiDep,
-    owner: Owner,
-    idempotency_key: IdempotencyKey = None,
+    submitter: SubmitterDep,
+    scheduling: SchedulingHeadersDep,
 ) -> Embeddings:
     """One vector for each text, of length 1. The job behind it is named in the `x-tandem-job` header.
 
     A client that leaves cancels the job, unless it sent an `Idempotency-Key` to come back with.
     """
     spec = FeatureExtractionSpec(task="feature-extraction", model=body.model, inputs=body.input)
-    submitted = await run_in_threadpool(
-        api.services.submission.submit, spec, owner=owner, idempotency_key=idempotency_key
-    )
+    submitted = await run_in_threadpool(submitter.submit, scheduling.on(spec))
     response.headers[JOB_HEADER] = submitted.job.id
-    waiting = Waiting(api, submitted.job, is_shared=idempotency_key is not None)
+    waiting = Waiting(api, submitted.job, is_shared=submitter.idempotency_key is not None)
     async with waiting.cancelled_if_abandoned():
         job = await while_connected(request, waiting.end())
     tokens = job.result["prompt_tokens"]

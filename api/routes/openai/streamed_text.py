@@ -6,8 +6,8 @@ from tandem.errors import WorkerLost
 class StreamedText:
     """What was sent, and how far the running attempt has come.
 
-    A lost attempt is made again from the beginning. What its successor repeats is held back; if it writes something
-    else (sampling without a seed), the stream cannot go on, since what was sent cannot be taken back.
+    A lost, failed or paused attempt is made again from the beginning. What its successor repeats is held back; if it
+    writes something else (sampling without a seed), the stream cannot go on: what was sent cannot be taken back.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,8 @@ class StreamedText:
         shared = min(len(written), len(self.sent))
         if written[:shared] != self.sent[:shared]:
             raise WorkerLost(
-                "the worker was lost, and the next attempt writes another text than was sent; ask again, at "
-                "temperature 0 or with a seed so that every attempt writes the same"
+                "the job had to be begun again, and its next attempt writes another text than was sent; ask again, "
+                "at temperature 0 or with a seed so that every attempt writes the same"
             )
         self._written = written
         rest = written[len(self.sent) :]

@@ -39,7 +39,7 @@ def client(api_url: str) -> Iterator[httpx.Client]:
 def worker(api_settings: ApiSettings, valkey_url: str) -> Iterator[StandInWorker]:
     worker = StandInWorker(api_settings)
     yield worker
-    worker.jobs.redis.close()
+    worker.jobs.close()
 
 
 @pytest.fixture
@@ -47,4 +47,4 @@ def services(api_settings: ApiSettings, valkey_url: str) -> Iterator[Services]:
     """The same stores as the API's, for what the API alone cannot make (adapters)."""
     services = Services.connect(api_settings)
     yield services
-    services.jobs.redis.close()
+    services.jobs.close()

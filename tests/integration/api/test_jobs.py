@@ -7,7 +7,7 @@ import pytest
 
 from tandem.errors import PromptTooLong
 from tests.integration.api.calls import CHAT, error, submit
-from tests.integration.api.stand_in_worker import CHAT_MODEL, StandInWorker, generated
+from tests.integration.api.stand_in_worker import CHAT_MODEL, WORKER, StandInWorker, generated
 
 # Submitting
 
@@ -236,7 +236,7 @@ def test_a_running_job_is_asked_to_stop(client: httpx.Client, worker: StandInWor
     claim = worker.take()
     job = client.post(f"/v1/jobs/{job_id}/cancel").json()
     assert (job["state"], job["cancel_requested"]) == ("running", True)
-    assert worker.jobs.renew({job_id: claim.fence}) == {job_id: "cancelled"}
+    assert worker.jobs.renew(WORKER, {job_id: claim.fence}) == {job_id: "cancelled"}
 
 
 def test_an_ended_job_stays_as_it_is_when_cancelled(client: httpx.Client, worker: StandInWorker) -> None:

@@ -169,7 +169,7 @@ def test_a_server_that_dies_in_the_midst_of_a_stream_ends_it_in_an_error_that_na
     assert texts == ["", "Hello"]
     assert last["code"] == "queue_unavailable"
     assert answer.headers["x-tandem-job"] in last["message"]
-    worker.jobs.redis.close()
+    worker.jobs.close()
 
 
 def test_a_server_without_its_append_only_file_is_not_ready(own_valkey: ValkeyServer, tmp_path: Path) -> None:
@@ -180,4 +180,4 @@ def test_a_server_without_its_append_only_file_is_not_ready(own_valkey: ValkeySe
         ready = client.get("/readyz")
     assert ready.status_code == 503
     assert "appendonly" in ready.json()["reasons"][0]
-    worker.jobs.redis.close()
+    worker.jobs.close()

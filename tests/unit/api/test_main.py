@@ -15,6 +15,7 @@ from tandem.errors import ConfigurationError
         ("TANDEM_PORT", "eighty", "TANDEM_PORT"),
         ("TANDEM_BODY_BYTES", "1", "1024"),
         ("TANDEM_CATALOGUE", "/nowhere/models.toml", "/nowhere/models.toml"),
+        ("TANDEM_API_KEYS_FILE", "/nowhere/keys.toml", "/nowhere/keys.toml"),
         ("TANDEM_HOST", "999.0.0.1", "999.0.0.1"),
     ],
 )

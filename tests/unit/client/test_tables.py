@@ -2,10 +2,10 @@
 
 import pytest
 
-from tandem.cli.charts import loss_chart, running_mean
+from tandem.cli.charts import Point, extend, loss_chart, running_mean
 from tandem.cli.failures import failure_line
-from tandem.cli.tables import duration_text, event_line, progress_text
-from tandem.client import JobEvent
+from tandem.cli.tables import attempts_text, clock_text, duration_text, event_line, progress_text, state_text
+from tandem.client import JobEvent, JobHandle, Tandem
 from tandem.errors import PromptTooLong, UnknownModel
 
 
@@ -40,6 +40,54 @@ def test_an_event_is_one_line() -> None:
     assert event_line(JobEvent("0-0", "state", state)).plain.endswith("state      running  attempt 2")
 
 
+def test_the_first_event_has_the_time_that_it_names() -> None:
+    """Symptom: a job's log began in 1970. Cause: its first event is in no stream, and its id is no time."""
+    queued = JobEvent("0-1", "state", {"state": "queued", "attempt": 0, "at": 1_700_000_000.5})
+    assert event_line(queued).plain.split() == [clock_text(1_700_000_000.5), "state", "queued"]
+
+
+def test_a_retry_says_why_and_when() -> None:
+    failure = {"code": "out_of_memory", "message": "no room"}
+    retry = JobEvent("1700000000000-0", "retry", {"failure": failure, "at": 1_700_000_010.0})
+    assert event_line(retry).plain.endswith(f"again at {clock_text(1_700_000_010.0)} after out_of_memory: no room")
+
+
+@pytest.mark.parametrize(
+    ("record", "shown"),
+    [
+        ({"state": "queued"}, "queued"),
+        ({"state": "queued", "paused": True, "not_before": 160.0}, "queued, paused"),
+        ({"state": "queued", "not_before": 160.0}, "queued, in 60 s"),
+        ({"state": "queued", "not_before": 90.0}, "queued"),
+        ({"state": "running", "paused": True}, "running, pausing"),
+        ({"state": "running", "paused": True, "cancel_requested": True}, "running, stopping"),
+        ({"state": "failed"}, "failed"),
+        ({"state": "failed", "dead": True}, "failed, dead"),
+        ({"state": "failed", "dead": True, "requeued_as": "job_2"}, "failed, requeued"),
+        ({"state": "expired"}, "expired"),
+    ],
+)
+def test_a_state_says_what_holds_the_job_back(client: Tandem, record: dict[str, object], shown: str) -> None:
+    assert state_text(job(client, **record), now=100.0) == shown
+
+
+@pytest.mark.parametrize(
+    ("record", "shown"),
+    [
+        ({"attempt": 1}, "1"),
+        ({"attempt": 2, "retries": 1}, "2 (1 retried)"),
+        ({"attempt": 5, "retries": 1, "crashes": 2}, "5 (1 retried, 2 crashed)"),
+    ],
+)
+def test_attempts_say_why_there_were_several(client: Tandem, record: dict[str, object], shown: str) -> None:
+    assert attempts_text(job(client, **record)) == shown
+
+
+def job(client: Tandem, **record: object) -> JobHandle:
+    named = {"id": "job_1", "kind": "inference", "task": "fill-mask", "model": "m", "created_at": 1.0}
+    return JobHandle.read({"state": "queued", "attempt": 0, **named, **record}, client)
+
+
 def test_a_curve_needs_two_points_and_names_its_lines() -> None:
     assert loss_chart([(1, 3.0)], [(0, 3.0)]) is None
     chart = loss_chart([(1, 3.0), (2, 1.0)], [(0, 3.2), (2, 1.1)])
@@ -48,6 +96,17 @@ def test_a_curve_needs_two_points_and_names_its_lines() -> None:
     assert "training" in lines[0]
     assert "held out" in lines[0]
     assert sum("●" in line for line in lines[1:]) == 2
+
+
+def test_a_curve_goes_on_where_a_later_attempt_takes_it_up() -> None:
+    """From its checkpoint, or from the beginning: what the lost attempt had after that is made anew."""
+    curve: list[Point] = []
+    for step in (1, 2, 3, 4):
+        extend(curve, (step, 1.0))
+    extend(curve, (3, 0.5))
+    assert curve == [(1, 1.0), (2, 1.0), (3, 0.5)]
+    extend(curve, (1, 0.9))
+    assert curve == [(1, 0.9)]
 
 
 def test_a_running_mean_looks_back_only() -> None:

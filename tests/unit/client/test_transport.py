@@ -1,13 +1,16 @@
 """What the client does about refusals, lost connections and errors."""
 
+import json
 import socket
 
 import pytest
 
 from tandem import (
     AuthenticationFailed,
+    DeadlineExceeded,
     NotFound,
     PromptTooLong,
+    QueueFull,
     QueueUnavailable,
     ServiceUnreachable,
     Tandem,
@@ -77,20 +80,55 @@ def test_two_submissions_have_two_keys_and_a_key_of_the_caller_is_sent(client: T
     assert keys[2] == "mine"
 
 
-def test_an_upload_whose_answer_is_lost_is_not_repeated(client: Tandem, server: StandInServer) -> None:
-    """It would be a second file."""
-    server.answers = [Answer(cut=True)]
-    with pytest.raises(ServiceUnreachable):
-        client.upload([{"prompt": "a", "completion": "b"}])
-    assert len(server.asked) == 1
-
-
-def test_an_upload_that_was_refused_is_repeated_whole(client: Tandem, server: StandInServer) -> None:
+@pytest.mark.parametrize("first", [Answer(cut=True), Answer.error("queue_unavailable", 503, Retry_After="0")])
+def test_an_upload_whose_answer_is_lost_or_bad_is_repeated_whole_with_the_same_key(
+    client: Tandem, server: StandInServer, first: Answer
+) -> None:
+    """So the service knows that it is the same file."""
     file = {"id": "file-1", "filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 3, "created_at": 1}
-    server.answers = [Answer.error("queue_unavailable", 503, Retry_After="0"), Answer.json(file)]
+    server.answers = [first, Answer.json(file)]
     client.upload([{"prompt": "a", "completion": "ß"}])
+    assert len({asked.headers["Idempotency-Key"] for asked in server.asked}) == 1
     assert all('{"prompt": "a", "completion": "ß"}'.encode() in asked.body for asked in server.asked)
     assert len(server.asked) == 2
+
+
+def test_a_full_queue_is_waited_for_and_then_says_when_to_come_back(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer.error("queue_full", 429, Retry_After="0"), Answer.json(JOB, 202)]
+    client.submit("text-generation", "hello", model="m")
+    assert len(server.asked) == 2
+    server.answers = [Answer.error("queue_full", 429, Retry_After="90")]
+    with pytest.raises(QueueFull) as full:
+        client.submit("text-generation", "hello", model="m")
+    assert full.value.retry_after == 90.0
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(("headers", "asked"), [({}, 1 + transport.RETRIES), ({"x_should_retry": "false"}, 1)])
+def test_a_504_is_repeated_unless_the_service_itself_has_decided(
+    client: Tandem, server: StandInServer, headers: dict[str, str], asked: int
+) -> None:
+    """A proxy's says that nobody knows; the service's own, that the job has expired: that lasts."""
+    server.answers = [Answer.error("deadline_exceeded", 504, **headers)]
+    with pytest.raises(DeadlineExceeded):
+        client.get("job_1")
+    assert len(server.asked) == asked
+
+
+def test_scheduling_becomes_fields_of_the_job(client: Tandem, server: StandInServer) -> None:
+    server.answers = [Answer.json(JOB, 202)]
+    client.submit(
+        "text-generation", "hello", model="m", priority="high", webhook="https://example.com/", metadata={"a": "b"}
+    )
+    assert json.loads(server.asked[0].body) == {
+        "kind": "inference",
+        "task": "text-generation",
+        "model": "m",
+        "inputs": "hello",
+        "priority": "high",
+        "webhook": {"url": "https://example.com/"},
+        "metadata": {"a": "b"},
+    }
 
 
 def test_a_request_that_is_at_fault_is_sent_once(client: Tandem, server: StandInServer) -> None:
