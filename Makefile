@@ -1,6 +1,6 @@
 # `make` lists the targets. Each one is what its comment says, here and in CI alike.
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test check fix bench test-gpu lock clean
+.PHONY: help install up demo test check fix bench chaos test-gpu lock clean
 
 # The Python that makes .venv; everything else runs in it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
@@ -50,6 +50,9 @@ fix: install  ## repair what the linter and the formatter can
 bench: install  ## run the benchmarks, each against its peer in one run
 	@PYTHONPATH=. $(BIN)/python bench/jobs.py
 	@PYTHONPATH=. $(BIN)/python bench/generate.py
+
+chaos: install  ## try to break the promise about jobs: 1,000 kills of workers, 100 of the server; about 15 minutes
+	@$(BIN)/python -m tests.chaos.storm $(ARGS)
 
 test-gpu: install  ## run the tests that need a CUDA device
 	@$(BIN)/pytest -m gpu tests/gpu $(ARGS)

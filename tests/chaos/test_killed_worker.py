@@ -1,4 +1,4 @@
-"""`kill -9` of a worker in the midst of its work: the supervisor restarts it, and every job ends once."""
+"""`kill -9` and SIGTERM of a worker in the midst of its work: the supervisor restarts it, and every job ends once."""
 
 import os
 import signal
@@ -11,13 +11,17 @@ from tandem import JobHandle, Tandem
 from tandem.embedded import UpOptions
 from tandem.embedded_service import EmbeddedService
 from tandem.job import JobState
+from tandem.services import Services
+from tandem.settings import Settings
 
 pytestmark = pytest.mark.timeout(900)
 """Seconds; a worker's restart imports torch, and everything is done again."""
 
 CHAT = "smollm2-135m-instruct"
-INFERENCE_JOBS = 30
+INFERENCE_JOBS = 12
 TRAINING_STEPS = 4
+DRAINED_STEPS = 8
+"""Enough for the signal to come before the end."""
 PATIENCE_SECONDS = 240.0
 """For a worker's restart and everything again, on two busy cores."""
 
@@ -53,7 +57,7 @@ def end_states(job: JobHandle) -> list[str]:
 
 
 def test_every_job_ends_once_with_one_result(client: Tandem, service: EmbeddedService, tmp_path: Path) -> None:
-    """30 inference jobs and one training are running when their worker is killed; none is lost, none ends twice."""
+    """12 inference jobs and one training are running when their worker is killed; none is lost, none ends twice."""
     rows = [{"prompt": f"{number} is", "completion": f" the number {number}."} for number in range(32)]
     training = client.finetune(
         CHAT, rows, suffix="killed", hyperparameters={"max_steps": TRAINING_STEPS, "batch_size": 2, "max_tokens": 32}
@@ -82,3 +86,35 @@ def test_a_drained_worker_gives_its_jobs_back_uncharged(client: Tandem, service:
     jobs += [ask(client, 200 + number) for number in range(4)]
     assert all(job.wait(timeout=PATIENCE_SECONDS)["generated_text"] for job in jobs)
     assert [end_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
+
+
+def test_a_drained_training_ends_with_the_same_weights(client: Tandem, service: EmbeddedService) -> None:
+    """SIGTERM in mid-training: its checkpoint goes through the artifact store and the record to the next worker, and
+    the adapter's file is the one of a training that nobody interrupted, byte for byte."""
+    rows = [{"prompt": f"{number} and one is", "completion": f" {number + 1}."} for number in range(32)]
+    hyperparameters = {"max_steps": DRAINED_STEPS, "batch_size": 2, "max_tokens": 32}
+    undisturbed = client.finetune(CHAT, rows, suffix="undisturbed", hyperparameters=hyperparameters)
+    undisturbed.wait(timeout=PATIENCE_SECONDS)
+
+    drained = client.finetune(CHAT, rows, suffix="drained", hyperparameters=hyperparameters)
+    wait_for(drained, "metrics")
+    os.kill(service.pid_of("worker-1"), signal.SIGTERM)
+    drained.wait(timeout=PATIENCE_SECONDS)
+
+    record = drained.refresh()
+    assert (record.attempt, record.crashes) == (2, 0)
+    events = [event.type for event in drained.events(timeout=PATIENCE_SECONDS)]
+    assert (events.count("checkpoint"), events.count("resumed")) == (1, 1)
+    assert end_states(drained) == ["succeeded"]
+    assert weights_of(service, drained) == weights_of(service, undisturbed)
+
+
+def weights_of(service: EmbeddedService, training: JobHandle) -> str:
+    """The SHA-256 of a training's adapter."""
+    settings = Settings(redis_url=service.redis_url, artifacts_url=f"file://{service.home.artifacts}")
+    services = Services.connect(settings)
+    try:
+        (adapter,) = (manifest for manifest in services.adapters.list() if manifest.job_id == training.id)
+    finally:
+        services.jobs.close()
+    return adapter.files["adapter_model.safetensors"]
