@@ -1,174 +1,167 @@
-"""What a job costs beside its work: Tandem against plain Celery, in one run: `python bench/jobs.py`.
+"""What a job costs beside its work, against other queues, in one run: `python bench/jobs.py [--quick]`.
 
-Both run a task that does nothing, in one worker with 16 threads, over one Valkey server with AOF. Tandem's side is
-the worker's own consumer, executor, leases and reporter with a runner that answers at once; Celery's is a task with
-the Redis result backend. Prints a table and writes bench-jobs.json.
+Four parts: the job store's single calls; jobs that do nothing, against Celery, RQ, Dramatiq, taskiq and bare lists;
+a long queue; a batch of rows. Every side has one worker and a Valkey server with AOF of its own, and answers what it
+was asked. Prints tables and writes bench-jobs.json. A peer that could not be measured is named, with the reason.
 """
 
-import asyncio
+import argparse
 import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from celery import Celery
+from bench.job_backlog import measure_depths, measure_memory
+from bench.job_costs import BARE, measure_calls
+from bench.job_peers import CELERY, SIDES, TANDEM, SideFailed, measure
+from bench.queue_server import valkey
+from bench.side import Counts
+from bench.sides.tandem_jobs import ROWS_OF_A_JOB
 
-from tandem import embedded_valkey
-from tandem.artifacts import ArtifactStore
-from tandem.events import connect_async, read_events
-from tandem.job_store import JobStore
-from tandem.ports import PortWish, reserve
-from tandem.settings import Settings
-from tandem.tickets import create_app, lane
-
-THREADS = 16
-"""Of each worker, as facts about Celery's throughput are usually given."""
-WARM_UP = 50
-ONE_BY_ONE = 500
-"""Jobs submitted each after the last one's result: enough for a 99th percentile."""
-AT_ONCE = 2000
-"""Jobs submitted as fast as can be, then drained."""
-MODEL = "no-op"
-LANE = lane("inference", MODEL)
-TASK = "bench.nothing"
-PASSWORD = "bench"  # noqa: S105  # of a server that lives as long as this run
+FILE = Path("bench-jobs.json")
+BUSY_LOAD = 0.5
+"""Processes that want to run, for each core: above it the figures tell of the others' work as well."""
 
 
-def plain_celery(url: str) -> Celery:
-    app = Celery("plain", broker=url, backend=url)
-    app.conf.update(broker_connection_retry_on_startup=True, result_expires=600)
-    app.task(name=TASK)(nothing)
-    return app
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much the whole run measures."""
+
+    counts: Counts
+    calls: int
+    depths: tuple[int, ...]
+    samples: int
+    """Claims at each depth."""
+    payloads: int
+    """Jobs with a payload, for their memory."""
 
 
-def nothing() -> int:
-    return 1
+FULL = Amount(
+    Counts(warm_up=50, one_by_one=500, at_once=2000, rounds=3, rows=10_000),
+    calls=1000,
+    depths=(1_000, 10_000, 50_000, 200_000),
+    samples=500,
+    payloads=4000,
+)
+QUICK = Amount(
+    Counts(warm_up=5, one_by_one=20, at_once=100, rounds=1, rows=200),
+    calls=50,
+    depths=(100, 1_000),
+    samples=50,
+    payloads=200,
+)
+"""Shows that everything runs; its figures mean nothing."""
 
 
-def job_store(url: str) -> JobStore:
-    settings = Settings(redis_url=url, artifacts_url=f"file://{tempfile.gettempdir()}/tandem-bench-artifacts")
-    return JobStore(settings, ArtifactStore(settings.artifacts_url))
+def single_calls(amount: Amount) -> dict[str, Any]:
+    with valkey() as url:
+        calls = measure_calls(url, calls=amount.calls, warm_up=amount.counts.warm_up)
+    bare = calls[BARE]["p50_ms"]
+    print(f"\nsingle calls, {amount.calls} of each    p50 ms    p99 ms    against {BARE}")
+    for name, figures in calls.items():
+        print(f"  {name:26} {figures['p50_ms']:9.3f} {figures['p99_ms']:9.3f} {figures['p50_ms'] / bare:9.2f}")
+    return calls
 
 
-def work_for_tandem(url: str) -> None:
-    from worker.executor import JobExecutor
-    from worker.lease import LeaseKeeper
-    from worker.reporter import Reporter
-    from worker.ticket_consumer import TicketConsumer
-
-    settings, jobs = Settings(redis_url=url), job_store(url)
-    leases, reporter = LeaseKeeper(jobs, settings.lease_seconds), Reporter(jobs)
-    leases.start()
-    reporter.start()
-    executor = JobExecutor(jobs, leases, reporter, {"inference": lambda _: 1}, "bench")
-    consumer = TicketConsumer(
-        create_app(settings),
-        hostname="worker@bench",
-        threads=THREADS,
-        on_ticket=lambda job_id, _: executor.run(job_id),
-    )
-    consumer.run([LANE])
-
-
-def work_for_celery(url: str) -> None:
-    plain_celery(url).worker_main(["worker", "--pool=threads", f"--concurrency={THREADS}", "--loglevel=ERROR"])
-
-
-@contextmanager
-def valkey() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        (port,) = reserve([PortWish("", "127.0.0.1", 0)])
-        configuration = embedded_valkey.configure(Path(folder), port=port, password=PASSWORD)
-        process = subprocess.Popen([embedded_valkey.binary(), configuration], stdout=subprocess.DEVNULL)
+def no_ops(amount: Amount) -> dict[str, Any]:
+    counts = amount.counts
+    print(f"\njobs that do nothing, one by one ({counts.one_by_one}) and {counts.at_once} at once")
+    print(f"  {'side':12} {'p50 ms':>9} {'p99 ms':>9} {'jobs/s':>9}   Tandem's p50, jobs/s against it")
+    sides: dict[str, Any] = {}
+    for side in SIDES:
         try:
-            url = embedded_valkey.url(port=port, password=PASSWORD)
-            while not embedded_valkey.answers(url):
-                time.sleep(0.02)
-            yield url
-        finally:
-            process.terminate()
-            process.wait()
+            figures: dict[str, Any] = dict(measure(side, "measure", counts))
+        except SideFailed as reason:
+            if side is TANDEM:
+                raise
+            sides[side.name] = {"worker": side.how, "missing": str(reason)}
+            print(f"  {side.name:12} missing: {reason}", flush=True)
+            continue
+        ratios = _ratios(sides.get(TANDEM.name, figures), figures)
+        sides[side.name] = {"worker": side.how, **figures, "tandem_against_it": ratios}
+        print(
+            f"  {side.name:12} {figures['p50_ms']:9.2f} {figures['p99_ms']:9.2f} {figures['jobs_per_second']:9.0f}"
+            f"   {ratios['p50_ms']:5.2f} {ratios['jobs_per_second']:5.2f}   {side.how}",
+            flush=True,
+        )
+    return sides
 
 
-@contextmanager
-def worker(side: str, url: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, __file__, side, url], stdout=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
+def long_queue(amount: Amount) -> dict[str, Any]:
+    with valkey() as url:
+        curve = measure_depths(url, depths=amount.depths, samples=amount.samples)
+    with valkey() as url:
+        memory = measure_memory(url, count=amount.payloads)
+    shortest = next(iter(curve.values()))["p50_ms"]
+    print("\nclaim and finish out of a long queue   p50 ms    p99 ms    against the shortest")
+    for depth, figures in curve.items():
+        p50, p99 = figures["p50_ms"], figures["p99_ms"]
+        print(f"  {depth:>9} queued {p50:27.3f} {p99:9.3f} {p50 / shortest:9.2f}")
+    print(f"  memory of a queued job with 1 KB asked     {memory['queued_job_bytes']:9.0f} bytes")
+    print(f"  memory of an ended one with 1 KB answered  {memory['ended_job_bytes']:9.0f} bytes")
+    return {"claim_and_finish": curve, "memory_with_1_kb": memory}
 
 
-class TandemSide:
-    def __init__(self, url: str) -> None:
-        self._jobs = job_store(url)
-        self._runner, self._client = asyncio.Runner(), connect_async(url)
-
-    def submit(self) -> str:
-        return self._jobs.submit(kind="inference", model=MODEL, lane=LANE, owner="bench", spec={}).job.id
-
-    def wait(self, submitted: list[str]) -> None:
-        self._runner.run(self._wait(submitted))
-
-    async def _wait(self, submitted: list[str]) -> None:
-        for job_id in submitted:
-            async for _ in read_events(self._client, job_id):
-                pass
+def batch_of_rows(amount: Amount) -> dict[str, Any]:
+    rates = {side.name: measure(side, "rows", amount.counts)["rows_per_second"] for side in (TANDEM, CELERY)}
+    ratio = rates[TANDEM.name] / rates[CELERY.name]
+    what = {
+        TANDEM.name: f"jobs of {ROWS_OF_A_JOB:,} rows: one claim, one lease and one result for all rows of a job",
+        CELERY.name: "a task and a result for each row",
+    }
+    print(f"\na batch of {amount.counts.rows:,} rows      rows/s")
+    for name, rate in rates.items():
+        print(f"  {name:20} {rate:13.0f}   {what[name]}")
+    print(f"  {'ratio':20} {ratio:13.1f}   not the same thing: a row of Tandem's has no state or retry of its own")
+    return {"rows": amount.counts.rows, "rows_per_second": rates, "ratio": ratio, "what": what}
 
 
-class CelerySide:
-    def __init__(self, url: str) -> None:
-        self._app = plain_celery(url)
-
-    def submit(self) -> object:
-        return self._app.send_task(TASK)
-
-    def wait(self, submitted: list[object]) -> None:
-        for result in submitted:
-            result.get(timeout=60)
+def _ratios(tandem: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: tandem[name] / other[name] for name in ("p50_ms", "p99_ms", "jobs_per_second")}
 
 
-def measure(side: TandemSide | CelerySide) -> dict[str, float]:
-    def one_by_one(jobs: int) -> list[float]:
-        return [timed(lambda: side.wait([side.submit()])) for _ in range(jobs)]
-
-    one_by_one(WARM_UP)
-    latencies = sorted(one_by_one(ONE_BY_ONE))
-    drained = timed(lambda: side.wait([side.submit() for _ in range(AT_ONCE)]))
+def _machine() -> dict[str, Any]:
     return {
-        "p50_ms": statistics.median(latencies) * 1000,
-        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
-        "jobs_per_second": AT_ONCE / drained,
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "load_at_start": round(os.getloadavg()[0], 2),
     }
 
 
-def timed(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+def _processor() -> str:
+    """The model's name where the system tells it (Linux), else the architecture."""
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {platform.machine()}" if names else platform.machine()
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
-        {"tandem": work_for_tandem, "celery": work_for_celery}[sys.argv[1]](sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny counts: shows that all runs, measures nothing")
+    amount = QUICK if parser.parse_args().quick else FULL
+    machine = _machine()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    if machine["load_at_start"] > BUSY_LOAD * (machine["cores"] or 1):
+        print("this machine is busy with other work: the figures tell of that as well")
+    started = time.monotonic()
+    figures = {
+        "single_calls": single_calls(amount),
+        "no_ops": no_ops(amount),
+        "long_queue": long_queue(amount),
+        "batch": batch_of_rows(amount),
+    }
+    seconds = time.monotonic() - started
+    print(f"\n{seconds:.0f} s in all")
+    if amount is QUICK:
+        print(f"{FILE} is left as it was: these counts are too small to be kept")
         return
-    figures: dict[str, dict[str, float]] = {}
-    for name, side in (("celery", CelerySide), ("tandem", TandemSide)):
-        with valkey() as url, worker(name, url):
-            figures[name] = measure(side(url))
-        print(f"{name:8}", *(f"{key} {value:9.2f}" for key, value in figures[name].items()), flush=True)
-    ratios = {key: figures["tandem"][key] / figures["celery"][key] for key in figures["tandem"]}
-    print("ratio   ", *(f"{key} {value:9.2f}" for key, value in ratios.items()))
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    Path("bench-jobs.json").write_text(json.dumps({"machine": machine, "ratios": ratios, **figures}, indent=2))
+    FILE.write_text(json.dumps({"machine": machine, "seconds": seconds, **figures}, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":
