@@ -98,7 +98,7 @@ def _fill(jobs: JobStore, numbers: Iterator[int]) -> None:
     while batch := tuple(itertools.islice(numbers, TOGETHER)):
         _submit(jobs, batch[0])
         with jobs.redis.pipeline(transaction=False) as pipe:
-            functions = FunctionLibrary(pipe)
+            functions = FunctionLibrary(pipe, jobs.guard)
             for number in batch[1:]:
                 functions.call("submit", *_arguments(number))
             answers = pipe.execute()

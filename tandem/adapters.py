@@ -16,7 +16,6 @@ from tandem.artifacts import Artifact, ArtifactStore
 from tandem.errors import UnknownAdapter
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
-from tandem.redis_connection import queue_errors
 from tandem.specs import LoraMethod, Task
 
 FOLDER = "adapters"
@@ -56,7 +55,7 @@ def is_adapter_id(name: str) -> bool:
 
 class AdapterStore:
     def __init__(self, jobs: JobStore, artifacts: ArtifactStore) -> None:
-        self._redis = jobs.redis
+        self._redis, self._guard = jobs.redis, jobs.guard
         self._artifacts = artifacts
 
     def put_folder(self, folder: Path) -> Mapping[str, Artifact]:
@@ -74,7 +73,7 @@ class AdapterStore:
             self._artifacts.refresh(digest)
         if not self._artifacts.publish(name, manifest.model_dump_json().encode()):
             manifest = AdapterManifest.model_validate_json(self._artifacts.published(name) or b"")
-        with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
+        with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             pipe.set(f"{PREFIX}adapter:{manifest.id}", manifest.model_dump_json())
             pipe.zadd(f"{PREFIX}adapters", {manifest.id: manifest.created_at})
             pipe.execute()
@@ -87,7 +86,7 @@ class AdapterStore:
 
     def get(self, adapter: str, *, param: str = "adapter") -> AdapterManifest:
         """Raises UnknownAdapter."""
-        with queue_errors():
+        with self._guard():
             record = self._redis.get(f"{PREFIX}adapter:{adapter}")
         if record is None:
             raise UnknownAdapter(f"there is no adapter {adapter!r}; GET /v1/adapters lists them", param=param)
@@ -95,7 +94,7 @@ class AdapterStore:
 
     def list(self) -> list[AdapterManifest]:
         """Every adapter, newest first."""
-        with queue_errors():
+        with self._guard():
             ids = self._redis.zrange(f"{PREFIX}adapters", 0, -1, desc=True)
             records = self._redis.mget([f"{PREFIX}adapter:{adapter}" for adapter in ids]) if ids else []
         return [AdapterManifest.model_validate_json(record) for record in records if record]
@@ -124,7 +123,7 @@ class AdapterStore:
     def delete(self, adapter: str) -> None:
         """Withdraw an adapter: no new job may name it. Raises UnknownAdapter."""
         self.get(adapter)
-        with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
+        with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(f"{PREFIX}adapter:{adapter}")
             pipe.zrem(f"{PREFIX}adapters", adapter)
             pipe.execute()

@@ -5,7 +5,6 @@ import uuid
 from tandem.artifact_collection import Collected, collect, references_of
 from tandem.errors import ConfigurationError
 from tandem.function_library import PREFIX
-from tandem.redis_connection import queue_errors
 from tandem.services import Services
 
 BEGUN = f"{PREFIX}collecting"
@@ -28,14 +27,14 @@ def collect_artifacts(services: Services, *, dry_run: bool = False) -> Collected
 
 def collect_if_due(services: Services, *, interval_seconds: float) -> Collected | None:
     """The same, for one of many workers; None if a collection was begun within the interval."""
-    with queue_errors():
+    with services.jobs.guard():
         if not services.jobs.redis.set(BEGUN, 1, nx=True, px=int(interval_seconds * 1000)):
             return None
     return collect_artifacts(services)
 
 
 def _check_owner(services: Services) -> None:
-    with queue_errors():
+    with services.jobs.guard():
         services.jobs.redis.set(QUEUE, uuid.uuid4().hex, nx=True)
         queue = str(services.jobs.redis.get(QUEUE))
     services.artifacts.publish(DOCUMENT, queue.encode())

@@ -19,7 +19,6 @@ from tandem.artifacts import ArtifactStore
 from tandem.errors import IdempotencyConflict, UnknownFile
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
-from tandem.redis_connection import queue_errors
 
 READ_AT_ONCE = 500
 """Records of one MGET: a short call for the server, few round trips for us."""
@@ -51,7 +50,7 @@ class UploadKey:
 
 class FileStore:
     def __init__(self, jobs: JobStore, artifacts: ArtifactStore) -> None:
-        self._redis = jobs.redis
+        self._redis, self._guard = jobs.redis, jobs.guard
         self._artifacts = artifacts
 
     def create(
@@ -86,7 +85,7 @@ class FileStore:
         """Write the record, and with it whose key made it; answers with the file that the key made before, if one is
         there. None if the key was used at the same moment: look again. Raises IdempotencyConflict.
         """
-        with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
+        with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             if key is not None:
                 place = f"{PREFIX}file-key:{file.owner}:{key.word}"
                 pipe.watch(place)
@@ -107,7 +106,7 @@ class FileStore:
 
     def get(self, file_id: str, *, param: str = "file_id") -> StoredFile:
         """Raises UnknownFile."""
-        with queue_errors():
+        with self._guard():
             record = self._redis.get(f"{PREFIX}file:{file_id}")
         if record is None:
             raise UnknownFile(f"there is no file {file_id!r}; upload it by POST /v1/files", param=param)
@@ -118,7 +117,7 @@ class FileStore:
 
     def list(self, *, purpose: Purpose | None = None) -> list[StoredFile]:
         """Every file, newest first."""
-        with queue_errors():
+        with self._guard():
             ids = self._redis.zrange(f"{PREFIX}files", 0, -1, desc=True)
             records = self._redis.mget([f"{PREFIX}file:{file_id}" for file_id in ids]) if ids else []
         files = [StoredFile.model_validate_json(record) for record in records if record]
@@ -127,7 +126,7 @@ class FileStore:
     def delete(self, file_id: str) -> None:
         """Forget a file. Its content may be another file's too, so the blob stays. Raises UnknownFile."""
         self.get(file_id)
-        with queue_errors(), self._redis.pipeline(transaction=True) as pipe:
+        with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(f"{PREFIX}file:{file_id}")
             pipe.zrem(f"{PREFIX}files", file_id)
             pipe.execute()
@@ -135,11 +134,11 @@ class FileStore:
     def artifact_references(self) -> Iterator[str]:
         """The digest of every file's content, for artifact_collection.py."""
         # All ids at once: paging by rank would miss one when another is deleted meanwhile.
-        with queue_errors():
+        with self._guard():
             ids = self._redis.zrange(f"{PREFIX}files", 0, -1)
         for start in range(0, len(ids), READ_AT_ONCE):
             keys = [f"{PREFIX}file:{file_id}" for file_id in ids[start : start + READ_AT_ONCE]]
-            with queue_errors():
+            with self._guard():
                 records = self._redis.mget(keys)
             yield from (StoredFile.model_validate_json(record).digest for record in records if record)
 

@@ -1,11 +1,11 @@
 """The server-side functions that change jobs (transitions/*.lua), loaded when the server lacks them."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import resources
 from typing import Any
 
 import redis
-
-from tandem.redis_connection import queue_errors
 
 PREFIX = "tandem:"
 """Of every key of ours; Celery's own have none."""
@@ -35,13 +35,15 @@ def library_source() -> str:
 class FunctionLibrary:
     """Calls the functions of one server. Thread-safe, as the client is."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, guard: Callable[[], AbstractContextManager[None]]) -> None:
+        """`guard` is put around each call."""
         self._client = client
+        self._guard = guard
 
     def call(self, function: str, *arguments: Any) -> Any:
         """One atomic call. Raises QueueUnavailable."""
         name = f"{LIBRARY}_{function}"
-        with queue_errors():
+        with self._guard():
             try:
                 return self._client.fcall(name, 0, *arguments)
             except redis.ResponseError as error:

@@ -9,7 +9,7 @@ from tandem.artifacts import ArtifactStore
 from tandem.errors import UnknownJob
 from tandem.function_library import PREFIX
 from tandem.job import Failure, Job, JobKind, JobState
-from tandem.redis_connection import queue_errors
+from tandem.redis_connection import Outage
 from tandem.specs import PRIORITIES
 
 PAGE_CHUNK = 100
@@ -34,11 +34,13 @@ class JobReader:
 
     def __init__(self, client: Any, artifacts: ArtifactStore) -> None:
         self.redis = client
+        self.guard = Outage().guard
+        """Around every call of this store's server, and of the stores beside it."""
         self._artifacts = artifacts
 
     def get(self, job_id: str) -> Job:
         """The job's record. Raises UnknownJob."""
-        with queue_errors(), self.redis.pipeline(transaction=True) as pipe:
+        with self.guard(), self.redis.pipeline(transaction=True) as pipe:
             pipe.get(f"{PREFIX}spec:{job_id}")
             pipe.hgetall(f"{PREFIX}job:{job_id}")
             spec, fields = pipe.execute()
@@ -80,7 +82,7 @@ class JobReader:
     def dead_letters(self, *, after: str | None = None, limit: int = 20) -> Sequence[Job]:
         """Jobs whose attempts are used up and that nobody has requeued, the latest death first."""
         start = 0
-        with queue_errors():
+        with self.guard():
             if after is not None:
                 rank = self.redis.zrevrank(f"{PREFIX}dead", after)
                 if rank is None:
@@ -92,20 +94,20 @@ class JobReader:
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
-        with queue_errors(), self.redis.pipeline(transaction=False) as pipe:
+        with self.guard(), self.redis.pipeline(transaction=False) as pipe:
             for state in JobState:
                 pipe.zcard(f"{PREFIX}jobs:state:{state}")
             return dict(zip([str(state) for state in JobState], pipe.execute(), strict=True))
 
     def lanes(self) -> Sequence[LaneStatus]:
         """Every lane that ever had a job, by name."""
-        with queue_errors(), self.redis.pipeline(transaction=True) as pipe:
+        with self.guard(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hkeys(f"{PREFIX}lanes")
             pipe.hgetall(f"{PREFIX}ready")
             pipe.hgetall(f"{PREFIX}paused")
             known, ready, paused = pipe.execute()
         names = sorted({*known, *paused} - {SERVICE})
-        with queue_errors(), self.redis.pipeline(transaction=False) as pipe:
+        with self.guard(), self.redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.zcard(f"{PREFIX}alone:{name}")
             alone = pipe.execute()
@@ -120,16 +122,16 @@ class JobReader:
 
     def paused_since(self) -> float | None:
         """Since when the whole service is paused (seconds since the epoch); None if it is not."""
-        with queue_errors():
+        with self.guard():
             since = self.redis.hget(f"{PREFIX}paused", SERVICE)
         return None if since is None else int(since) / 1000
 
     def artifact_references(self) -> Iterator[str]:
         """Digests of the artifacts that any job's spec, result or checkpoint refers to."""
-        with queue_errors():
+        with self.guard():
             ids = self.redis.zrange(f"{PREFIX}jobs", 0, -1)
         for start in range(0, len(ids), PAGE_CHUNK):
-            with queue_errors(), self.redis.pipeline(transaction=False) as pipe:
+            with self.guard(), self.redis.pipeline(transaction=False) as pipe:
                 for job_id in ids[start : start + PAGE_CHUNK]:
                     pipe.get(f"{PREFIX}spec:{job_id}")
                     pipe.hmget(f"{PREFIX}job:{job_id}", "result", "checkpoint")
@@ -141,11 +143,11 @@ class JobReader:
 
     def ping(self) -> None:
         """Raises QueueUnavailable if the server does not answer."""
-        with queue_errors():
+        with self.guard():
             self.redis.ping()
 
     def _chunk(self, index: str, upper: str) -> tuple[Sequence[Job], str]:
-        with queue_errors():
+        with self.guard():
             entries = self.redis.zrange(
                 f"{PREFIX}{index}",
                 upper,
@@ -160,7 +162,7 @@ class JobReader:
         return self._many([job_id for job_id, _ in entries]), last
 
     def _many(self, ids: Sequence[str]) -> Sequence[Job]:
-        with queue_errors(), self.redis.pipeline(transaction=False) as pipe:
+        with self.guard(), self.redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.get(f"{PREFIX}spec:{job_id}")
                 pipe.hgetall(f"{PREFIX}job:{job_id}")

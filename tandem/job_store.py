@@ -16,7 +16,6 @@ from tandem.function_library import PREFIX
 from tandem.job import Failure, Job, JobKind, JobState
 from tandem.job_reads import SERVICE, reference, unknown_job
 from tandem.job_upkeep import JobUpkeep, milliseconds
-from tandem.redis_connection import queue_errors
 from tandem.specs import PRIORITIES, Scheduling
 from tandem.tickets import ticket_message
 
@@ -222,7 +221,7 @@ class JobStore(JobUpkeep):
         Raises UnknownJob, Conflict if the job is no dead letter, QueueFull.
         """
         lane = self.get(job_id).lane
-        with queue_errors():
+        with self.guard():
             if digest := reference(self.redis.get(f"{PREFIX}spec:{job_id}")):
                 # The new record will refer to it as well: young, no collector takes it meanwhile.
                 self._artifacts.refresh(digest)

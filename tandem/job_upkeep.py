@@ -7,7 +7,7 @@ from tandem.errors import WorkerLost
 from tandem.function_library import PREFIX, FunctionLibrary
 from tandem.job import Failure
 from tandem.job_reads import JobReader
-from tandem.redis_connection import ANSWER_SECONDS, connect, queue_errors
+from tandem.redis_connection import ANSWER_SECONDS, connect
 from tandem.settings import Settings
 from tandem.webhooks.schedule import WebhookDue
 
@@ -25,9 +25,9 @@ class JobUpkeep(JobReader):
     def __init__(self, settings: Settings, artifacts: ArtifactStore) -> None:
         super().__init__(connect(settings.redis_url), artifacts)
         self._blocking = connect(settings.redis_url, answer_seconds=NUDGE_SECONDS + ANSWER_SECONDS)
-        self._functions = FunctionLibrary(self.redis)
+        self._functions = FunctionLibrary(self.redis, self.guard)
         self._once = connect(settings.redis_url, once=True)
-        self._claims = FunctionLibrary(self._once)
+        self._claims = FunctionLibrary(self._once, self.guard)
         self._settings = settings
         self._lease_ms = milliseconds(settings.lease_seconds)
         self._server_ahead_ms: float | None = None
@@ -72,12 +72,12 @@ class JobUpkeep(JobReader):
 
         Blocks on a connection of its own; call it from one thread.
         """
-        with queue_errors():
+        with self.guard():
             return self._blocking.blpop([f"{PREFIX}nudge:{worker}"], timeout=NUDGE_SECONDS) is not None
 
     def nudge(self, worker: str) -> None:
         """Wake whoever waits in `wait_for_nudge`."""
-        with queue_errors(), self.redis.pipeline(transaction=True) as pipe:
+        with self.guard(), self.redis.pipeline(transaction=True) as pipe:
             pipe.lpush(f"{PREFIX}nudge:{worker}", "")
             pipe.pexpire(f"{PREFIX}nudge:{worker}", milliseconds(2 * NUDGE_SECONDS))
             pipe.execute()

@@ -10,6 +10,7 @@
 After a failover every client here asks the Sentinels again and goes on with the new primary.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ MAX_CONNECTIONS = 2048
 default is 100; a server takes 10,000)."""
 SENTINEL_SECONDS = 0.2
 """To reach a Sentinel, and for its answer. Three Sentinels that all hang are asked twice each within 1.2 s."""
+
+HUNG_SECONDS = 0.3
+"""For so long after a call timed out the next ones are not made: longer than a queue of threads takes to be told,
+shorter than anybody's pause before a second try."""
 
 UNABLE = ("NOREPLICAS", "MISCONF", "MASTERDOWN", "BUSY ")
 """How a server's answer begins that for now takes no write: it has too few replicas, cannot write its append-only
@@ -137,6 +142,28 @@ def queue_errors() -> Iterator[None]:
         if isinstance(error, redis.ReadOnlyError | redis.OutOfMemoryError) or str(error).startswith(UNABLE):
             raise QueueUnavailable(f"the queue's Redis server takes no writes now: {error}") from error
         raise
+
+
+class Outage:
+    """Remembers for a moment that the server hung, so that those who wait behind a hung call are told at once.
+
+    Without it a burst of requests is told in turns, as threads get free. Thread-safe: an assignment is one step.
+    """
+
+    def __init__(self) -> None:
+        self._until = float("-inf")
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """As `queue_errors`; raises QueueUnavailable without a call while the server counts as hung."""
+        if time.monotonic() < self._until:
+            raise QueueUnavailable("the queue's Redis server did not answer a moment ago")
+        with queue_errors():
+            try:
+                yield
+            except redis.TimeoutError:
+                self._until = time.monotonic() + HUNG_SECONDS
+                raise
 
 
 def _explanation(error: redis.RedisError) -> str:

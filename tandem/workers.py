@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict
 
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
-from tandem.redis_connection import queue_errors
 from tandem.settings import Role
 
 
@@ -28,19 +27,19 @@ class WorkerInfo(BaseModel):
 
 class WorkerRegistry:
     def __init__(self, jobs: JobStore) -> None:
-        self._redis = jobs.redis
+        self._redis, self._guard = jobs.redis, jobs.guard
 
     def announce(self, info: WorkerInfo, *, seconds: float) -> None:
         """Be listed for so long. Raises QueueUnavailable."""
-        with queue_errors():
+        with self._guard():
             self._redis.set(f"{PREFIX}worker:{info.id}", info.model_dump_json(), px=int(seconds * 1000))
 
     def withdraw(self, worker_id: str) -> None:
-        with queue_errors():
+        with self._guard():
             self._redis.delete(f"{PREFIX}worker:{worker_id}")
 
     def list(self) -> list[WorkerInfo]:
-        with queue_errors():
+        with self._guard():
             keys = sorted(self._redis.scan_iter(f"{PREFIX}worker:*"))
             records = self._redis.mget(keys) if keys else []
         return [WorkerInfo.model_validate_json(record) for record in records if record]

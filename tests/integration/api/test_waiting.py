@@ -1,12 +1,14 @@
 """The synchronous doors while they wait: the client leaves, the time is over, the queue's server goes away."""
 
 import contextlib
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tandem.redis_connection import HUNG_SECONDS
 from tests.integration.api.api_server import client_of, serving, settings_for
 from tests.integration.api.calls import error
 from tests.integration.api.sse import events_of
@@ -147,6 +149,7 @@ def test_a_frozen_server_is_a_503_too(own_valkey: ValkeyServer, tmp_path: Path) 
         assert ready.status_code == 503
         assert "did not answer" in ready.json()["reasons"][0]
         own_valkey.resume()
+        threading.Event().wait(HUNG_SECONDS)
         assert client.get("/v1/jobs").status_code == 200
 
 
