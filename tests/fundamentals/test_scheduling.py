@@ -148,12 +148,14 @@ def test_a_queued_job_expires_at_its_deadline(jobs: JobStore) -> None:
 
 
 def test_a_running_job_is_told_of_its_deadline(jobs: JobStore) -> None:
-    job = submit(jobs, deadline_seconds=0.1)
+    job = submit(jobs, deadline_seconds=0.5)
     granted = claim(jobs)
     assert granted.seconds_left is not None
-    assert 0 < granted.seconds_left <= 0.1
-    wait(0.15)
-    assert jobs.renew("worker", {job.id: 1}) == {job.id: "expired"}
+    assert 0 < granted.seconds_left <= 0.5
+    for _ in range(5):
+        wait(0.11)
+        verdicts = jobs.renew("worker", {job.id: 1})
+    assert verdicts == {job.id: "expired"}
     jobs.finish(job.id, 1, JobState.EXPIRED)
     assert jobs.get(job.id).state is JobState.EXPIRED
 
