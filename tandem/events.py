@@ -14,7 +14,7 @@ import redis.asyncio
 from tandem import redis_connection
 from tandem.function_library import PREFIX
 from tandem.job import JobEvent, JobState
-from tandem.redis_connection import queue_errors
+from tandem.outages import queue_errors
 
 BLOCK_SECONDS = 5.0
 """How long one read waits: bounds how late a dead server is noticed."""

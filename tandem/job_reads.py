@@ -9,7 +9,7 @@ from tandem.artifacts import ArtifactStore
 from tandem.errors import UnknownJob
 from tandem.function_library import PREFIX
 from tandem.job import Failure, Job, JobKind, JobState
-from tandem.redis_connection import Outage
+from tandem.outages import Outage
 from tandem.specs import PRIORITIES
 
 PAGE_CHUNK = 100

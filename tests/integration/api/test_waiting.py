@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tandem.redis_connection import HUNG_SECONDS
+from tandem.outages import HUNG_SECONDS
 from tests.integration.api.api_server import client_of, serving, settings_for
 from tests.integration.api.calls import error
 from tests.integration.api.sse import events_of

@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from tandem.errors import QueueUnavailable
-from tandem.redis_connection import connect, connect_async, queue_errors
+from tandem.outages import queue_errors
+from tandem.redis_connection import connect, connect_async
 from tests.integration.redis.broker import LANE, TicketWorker, app_of, ring, send_and_receive
 from tests.valkey_server import SentinelGroup
 

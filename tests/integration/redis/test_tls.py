@@ -11,7 +11,8 @@ import redis
 import trustme
 
 from tandem.errors import QueueUnavailable
-from tandem.redis_connection import celery_broker, connect, connect_async, queue_errors
+from tandem.outages import queue_errors
+from tandem.redis_connection import celery_broker, connect, connect_async
 from tests.integration.redis.broker import LANE, TicketWorker, app_of, ring, send_and_receive
 from tests.integration.redis.tls_proxy import TlsProxy
 from tests.valkey_server import Sentinel, ValkeyServer

@@ -21,7 +21,8 @@ from tandem.errors import QueueUnavailable
 from tandem.events import connect_async, read_events
 from tandem.job import JobState
 from tandem.job_store import JobStore
-from tandem.redis_connection import connect, queue_errors
+from tandem.outages import queue_errors
+from tandem.redis_connection import connect
 from tandem.settings import Settings
 from tandem.tickets import TASK
 from tests.integration.redis.broker import LANE, TicketWorker, app_of, ring

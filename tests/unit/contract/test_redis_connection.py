@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.errors import ConfigurationError, QueueUnavailable
-from tandem.redis_connection import _AsyncSentinels, _Sentinels, celery_broker, connect, connect_async, queue_errors
+from tandem.outages import queue_errors
+from tandem.redis_connection import _AsyncSentinels, _Sentinels, celery_broker, connect, connect_async
 from tandem.redis_url import RedisUrl, redacted
 from tests.valkey_server import ValkeyServer
 
