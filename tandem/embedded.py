@@ -44,6 +44,8 @@ class UpOptions:
     flower_port: int = 5555
     workers: int = 1
     flower: bool = True
+    ephemeral: bool = False
+    """Keep no jobs on the disk: for trials, and where losing them is fine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def prepare(options: UpOptions, home: Home, supervisor: int) -> Deployment:
     common = {
         **inherited,
         "TANDEM_REDIS_URL": service.redis_url,
+        "TANDEM_EPHEMERAL": str(options.ephemeral or settings.ephemeral).lower(),
         "TANDEM_ARTIFACTS_URL": settings.artifacts_url,
         "TANDEM_MODELS_DIR": str(settings.models_dir.absolute()),
         # A log that comes in blocks is late when one looks at it.
@@ -103,7 +106,9 @@ def prepare(options: UpOptions, home: Home, supervisor: int) -> Deployment:
     ]
     if options.flower:
         others.append(_flower(home, service, common, flower_ports[0]))
-    configuration = embedded_valkey.configure(home.valkey, port=valkey_port, password=password)
+    configuration = embedded_valkey.configure(
+        home.valkey, port=valkey_port, password=password, ephemeral=options.ephemeral
+    )
     valkey = ChildSpec(
         name="valkey",
         command=(str(program), str(configuration)),

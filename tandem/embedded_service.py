@@ -145,4 +145,5 @@ def _arguments(options: UpOptions, lifeline: int) -> list[str]:
         "--lifeline": lifeline,
     }
     flat = [str(part) for pair in arguments.items() for part in pair]
-    return flat if options.flower else [*flat, "--no-flower"]
+    flags = {"--no-flower": not options.flower, "--ephemeral": options.ephemeral}
+    return [*flat, *(flag for flag, is_set in flags.items() if is_set)]

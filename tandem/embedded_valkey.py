@@ -21,8 +21,8 @@ port {port}
 requirepass {password}
 dir "{folder}"
 daemonize no
-# What was acknowledged survives a kill of the server; a failing machine loses the last second at most.
-appendonly yes
+# With `yes`, what was acknowledged survives a kill of the server; a failing machine loses the last second at most.
+appendonly {durable}
 appendfsync everysec
 save ""
 # A full server refuses new jobs; it must never drop a job's record to make room.
@@ -31,6 +31,8 @@ maxmemory-policy noeviction
 # A job's record with a short result stays compact: an ended job takes an eighth less.
 hash-max-listpack-value 4096
 """
+APPEND_ONLY = "appendonlydir"
+"""The server's own name for the folder of its append-only file."""
 MEMORY_SHARE = 4
 """The server may use one part of so many of the machine's memory: the rest is the models'."""
 
@@ -50,14 +52,27 @@ def binary() -> Path:
         raise ConfigurationError(f"there is no embedded Valkey server for this machine: {error}") from error
 
 
-def configure(folder: Path, *, port: int, password: str) -> Path:
-    """Write the server's configuration into the folder of its data; answers the file."""
+def configure(folder: Path, *, port: int, password: str, ephemeral: bool = False) -> Path:
+    """Write the server's configuration into the folder of its data; answers the file.
+
+    An ephemeral server keeps nothing on the disk. Raises ConfigurationError if the folder has jobs that an earlier
+    one has kept: it would not see them.
+    """
+    if ephemeral and (folder / APPEND_ONLY).exists():
+        raise ConfigurationError(
+            f"{folder} has jobs of an earlier start, which an ephemeral server would not see; name another folder "
+            "with `--home`, or start without `--ephemeral`"
+        )
     file = folder / "valkey.conf"
     file.unlink(missing_ok=True)
     # The password stands in the file, not on the command line, which every user of the machine can read.
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as target:
         quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
-        target.write(CONFIGURATION.format(port=port, password=password, folder=quoted, memory=_memory()))
+        target.write(
+            CONFIGURATION.format(
+                port=port, password=password, folder=quoted, memory=_memory(), durable="no" if ephemeral else "yes"
+            )
+        )
     return file
 
 

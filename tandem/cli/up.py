@@ -32,12 +32,24 @@ def up(
     ] = DEFAULT_HOME,
     workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Worker processes.")] = 1,
     flower: Annotated[bool, typer.Option(help="Run Flower, the web page of workers and tasks.")] = True,
+    ephemeral: Annotated[
+        bool,
+        typer.Option("--ephemeral", help="Keep no jobs on the disk: they are lost when the queue's server ends."),
+    ] = False,
     lifeline: Annotated[
         int | None, typer.Option(hidden=True, help="Socket: told when all is ready; its end stops the service.")
     ] = None,
 ) -> None:
     """Run the whole service on this machine: Valkey, API, workers, Flower. Ctrl-C stops all of it."""
-    options = UpOptions(home=home, host=host, port=port, flower_port=flower_port, workers=workers, flower=flower)
+    options = UpOptions(
+        home=home,
+        host=host,
+        port=port,
+        flower_port=flower_port,
+        workers=workers,
+        flower=flower,
+        ephemeral=ephemeral,
+    )
     place = Home(options.home)
     place.create()
     with place.locked(), Wakeups(lifeline) as wakeups:
