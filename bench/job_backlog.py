@@ -93,7 +93,7 @@ def _mixed(number: int) -> tuple[str, float, int]:
 def _fill(jobs: JobStore, numbers: Iterator[int]) -> None:
     """Submit many jobs as `_submit` does, but hundreds in one round trip: one at a time, 200,000 take minutes.
 
-    So the arguments stand here as the head of `submit` in transitions/life.lua lists them.
+    So the arguments stand here as the head of `submit` in transitions/submission.lua lists them.
     """
     while batch := tuple(itertools.islice(numbers, TOGETHER)):
         _submit(jobs, batch[0])

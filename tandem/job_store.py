@@ -91,9 +91,10 @@ class JobStore(JobUpkeep):
             fields["not_before"] = milliseconds(when.not_before)
         if when.webhook is not None:
             fields["webhook"] = 1
+        job_id = _new_id()
         answer = self._functions.call(
             "submit",
-            _new_id(),
+            job_id,
             owner,
             share.weight,
             lane,
@@ -114,7 +115,7 @@ class JobStore(JobUpkeep):
             raise IdempotencyConflict(param="Idempotency-Key")
         if answer[0] == "late":
             raise QueueUnavailable("the queue's Redis server took too long to answer; nothing was queued, try again")
-        submitted = self._submitted(answer, share.max_queued)
+        submitted = self._submitted(answer, job_id, share.max_queued)
         if submitted.created:
             self._learn_clock(milliseconds(submitted.job.created_at))
         return submitted
@@ -225,14 +226,13 @@ class JobStore(JobUpkeep):
             if digest := reference(self.redis.get(f"{PREFIX}spec:{job_id}")):
                 # The new record will refer to it as well: young, no collector takes it meanwhile.
                 self._artifacts.refresh(digest)
-        answer = self._functions.call(
-            "requeue_dead", job_id, _new_id(), ticket_message(lane), self._settings.queue_limit
-        )
+        new_id, limit = _new_id(), self._settings.queue_limit
+        answer = self._functions.call("requeue_dead", job_id, new_id, ticket_message(lane), limit)
         if answer[0] == "missing":
             raise unknown_job(job_id)
         if answer[0] == "not_dead":
             raise Conflict(f"job {job_id} is {answer[1]} and no dead letter; submit it anew instead", param="job_id")
-        return self._submitted(answer, None)
+        return self._submitted(answer, new_id, None)
 
     def _told(self, function: str, job_id: str) -> Job:
         if self._functions.call(function, job_id) == "missing":
@@ -243,15 +243,16 @@ class JobStore(JobUpkeep):
         if self._functions.call("release", job_id, fence, delay_ms, failure) == "superseded":
             raise Superseded()
 
-    def _submitted(self, answer: Sequence[Any], owner_limit: int | None) -> Submitted:
+    def _submitted(self, answer: Sequence[Any], new_id: str, owner_limit: int | None) -> Submitted:
         if answer[0] == "full":
             _, what, first, second = answer
             if what == "memory":
                 raise _memory_full(int(first), int(second))
             limit = self._settings.queue_limit if what == "all" else owner_limit or 0
             raise _queue_full(what, first, limit, float(second))
-        verdict, _, spec, fields = answer
-        return Submitted(job=self._read(spec, _pairs(fields)), created=verdict == "created")
+        _, job_id, spec, fields = answer
+        # Not by the verdict: a call that Redis' client sent twice (the first answer was lost) finds its own job.
+        return Submitted(job=self._read(spec, _pairs(fields)), created=job_id == new_id)
 
     def _stored(self, text: str) -> str:
         """The text itself, or a reference to the artifact that holds it."""

@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from tandem.errors import AttemptStopped, Cancelled, DeadlineExceeded, Draining, Paused, QueueUnavailable, Superseded
 from tandem.job import Failure, JobKind, JobState
-from tandem.job_store import EndState, JobStore
+from tandem.job_store import Claim, EndState, JobStore
 from worker.attempt import Attempt
 from worker.lease import LeaseKeeper
 from worker.monitor import JobMonitor
@@ -54,22 +55,27 @@ class JobExecutor:
 
         `on_claimed` is called before the execution.
         """
+        with ExitStack() as claimed:
+            with self._leases.claiming():
+                claim = self._claim(lane)
+                if claim is None:
+                    return False
+                attempt = Attempt(claim, self._jobs, self._reporter.notify)
+                claimed.enter_context(self._leases.hold(attempt))
+            if on_claimed is not None:
+                on_claimed()
+            self._execute(attempt)
+        return True
+
+    def _claim(self, lane: str) -> Claim | None:
         if self._closing.is_set():
-            return False
+            return None
         try:
-            claim = self._jobs.claim(lane, self._worker_id)
+            return self._jobs.claim(lane, self._worker_id)
         except QueueUnavailable as error:
             self._leases.note_unanswered_claim()
             log.warning("nothing claimed from %s: %s", lane, error.message)
-            return False
-        if claim is None:
-            return False
-        if on_claimed is not None:
-            on_claimed()
-        attempt = Attempt(claim, self._jobs, self._reporter.notify)
-        with self._leases.hold(attempt):
-            self._execute(attempt)
-        return True
+            return None
 
     def _execute(self, attempt: Attempt) -> None:
         job = attempt.job

@@ -47,6 +47,7 @@ class LeaseKeeper:
         self._worker_id = worker_id
         self._interval = min(lease_seconds / RENEWALS_PER_LEASE, RENEW_SECONDS)
         self._running: dict[str, Attempt] = {}
+        self._claiming = 0
         self._changed = threading.Condition()
         self._look = threading.Event()
         self._stopping = threading.Event()
@@ -93,6 +94,18 @@ class LeaseKeeper:
                     del self._running[attempt.job.id]
                 self._changed.notify_all()
 
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """What is claimed in this block, and held before its end, is waited for by `wait_idle` from its start on."""
+        with self._changed:
+            self._claiming += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._claiming -= 1
+                self._changed.notify_all()
+
     def running(self) -> list[Attempt]:
         with self._changed:
             return list(self._running.values())
@@ -104,9 +117,9 @@ class LeaseKeeper:
                 attempt.stop(reason)
 
     def wait_idle(self, timeout: float) -> bool:
-        """Wait until no attempt runs; False if some still do after `timeout` seconds."""
+        """Wait until no attempt runs, and none is being claimed; False if so after `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._running, timeout)
+            return self._changed.wait_for(lambda: not self._running and not self._claiming, timeout)
 
     def renew(self) -> None:
         """One renewal of everything that runs. The log says once that Redis went away, and once that it came back."""

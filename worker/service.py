@@ -13,6 +13,7 @@ import torch
 
 from tandem.errors import Draining, QueueUnavailable
 from tandem.job import JobKind
+from tandem.redis_url import redacted
 from tandem.services import Services
 from tandem.settings import WorkerSettings
 from tandem.tickets import create_app, lane
@@ -86,7 +87,8 @@ class WorkerService:
         # Celery's own handlers end the threads pool in the midst of jobs; ours only set a flag.
         signal.signal(signal.SIGTERM, self._ask_drain)
         signal.signal(signal.SIGINT, self._ask_drain)
-        log.info("worker %s on %s, roles %s", self.id, self._device, ", ".join(self._settings.roles))
+        queue, roles = redacted(self._settings.redis_url), ", ".join(self._settings.roles)
+        log.info("worker %s on %s, roles %s, queue %s", self.id, self._device, roles, queue)
         self._consumer.run([*self._lanes("inference"), *self._lanes("finetune")])
         # The drain ends the process; Celery's loop ends by itself only when it has failed.
         log.critical("the ticket consumer has ended: the worker ends with status %d", CONSUMER_EXIT)
@@ -141,10 +143,13 @@ class WorkerService:
         try:
             ran = self._executor.run(ticket_lane, on_claimed=lambda: self._consumer.pause(training_lanes))
         finally:
-            self._training.release()
             # Not after a refused claim: the lane would be rung, and refused, without end.
-            if ran and not self._drain_asked.is_set():
+            goes_on = ran and not self._drain_asked.is_set()
+            if goes_on:
+                # Before the next training can begin, which pauses the lanes again.
                 self._consumer.resume(training_lanes)
+            self._training.release()
+            if goes_on:
                 self._ring_for_waiting()
 
     def _ring_for_waiting(self) -> None:

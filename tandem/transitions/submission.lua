@@ -42,9 +42,10 @@ local function fullness(owner, limit, owner_limit, now)
 end
 
 -- id owner weight lane ticket spec idempotency_key|'' digest idempotency_ms limit owner_limit delay_ms deadline_ms|''
--- not_after (field value)* -> {'created'|'existing'|'conflict', id, spec, record} | {'full', 'all'|'owner', queued, rate}
--- | {'full', 'memory', used, limit}
--- | {'late'}; limits of 0 are none; the fields are owner, kind, model, priority, keep_ms, and not_before, webhook if there is one
+-- not_after (field value)*
+--   -> {'created'|'existing'|'conflict', id, spec, record} | {'late'}
+--    | {'full', 'all'|'owner', queued, rate} | {'full', 'memory', used, limit}
+-- Limits of 0 are none. The fields are owner, kind, model, priority, keep_ms, and not_before and webhook if there are.
 local function submit(_, a)
   local id, owner, lane = a[1], a[2], a[4]
   local now, idempotency = now_ms(), P .. 'idempotency:' .. owner .. ':' .. a[7]
@@ -77,7 +78,7 @@ local function submit(_, a)
 end
 
 -- id new_id ticket limit -> {'created'|'existing', new_id, spec, record} | {'missing'} | {'not_dead', state} | {'full', …}
--- A dead letter's work as a new job: the old one's end stands.
+-- A dead letter's work as a new job, without its delay and deadline: the old one's end stands.
 local function requeue_dead(_, a)
   local id, new_id, now = a[1], a[2], now_ms()
   local state, dead, successor, lane, owner = get(id, 'state', 'dead', 'requeued_as', 'lane', 'owner')

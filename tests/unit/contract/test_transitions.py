@@ -88,3 +88,20 @@ def test_every_call_moves_a_job_along_the_table_or_not_at_all(
             seen.add(after)
     jobs.close()
     assert seen == TRANSITIONS[start]
+
+
+def test_a_submission_that_was_sent_twice_is_one_new_job(
+    valkey_url: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression. Symptom: after a broken connection a new job was answered as an old one. Cause: Redis'
+    client sends a call again on a new connection, and that finds the job of the first. Fix: the id tells."""
+    settings = Settings(redis_url=valkey_url, artifacts_url=f"file://{tmp_path}")
+    jobs = JobStore(settings, ArtifactStore(settings.artifacts_url))
+    monkeypatch.setattr("tandem.job_store._new_id", lambda: "job_000000000000000000000001")
+    submitted = [
+        jobs.submit(kind="inference", model="m", lane=LANE, owner="o", spec={}, idempotency_key="once")
+        for _ in range(2)
+    ]
+    assert [one.created for one in submitted] == [True, True]
+    assert len(jobs.list()) == 1
+    jobs.close()
