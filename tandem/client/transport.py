@@ -1,5 +1,6 @@
 """Requests to the service: the key, the retries, and the service's errors as exceptions of `tandem.errors`."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from tandem.errors import (
     TandemError,
 )
 
+log = logging.getLogger(__name__)
+
 CONNECT_SECONDS = 5.0
 """A host that takes longer to accept a connection counts as unreachable."""
 RETRIES = 5
@@ -26,6 +29,8 @@ RETRIES = 5
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 8.0
 """Pauses double from the first to the longest, unless the service asks for a pause by `Retry-After`."""
+NOTICED_SECONDS = 2.0
+"""Whoever is made to wait longer is told why; without a logging configuration, Python writes it to standard error."""
 LONGEST_RETRY_AFTER_SECONDS = 30.0
 """A service that asks for more is not waited for: the caller gets its error."""
 REFUSED = frozenset({429, 503})
@@ -131,6 +136,8 @@ class Transport:
         asked = _retry_after(response)
         if pause is None or not again or (asked or 0.0) > LONGEST_RETRY_AFTER_SECONDS:
             raise _error_in(response)
+        if asked is not None and asked >= NOTICED_SECONDS:
+            log.warning("%s; trying again in %.0f s", _error_in(response).message, asked)
         return pause if asked is None else asked
 
     def _unreachable(self, error: httpx.TransportError) -> ServiceUnreachable:

@@ -104,6 +104,17 @@ def test_a_full_queue_is_waited_for_and_then_says_when_to_come_back(client: Tand
     assert len(server.asked) == 3
 
 
+def test_whoever_is_made_to_wait_is_told_why(
+    client: Tandem, server: StandInServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Symptom: `tandem submit` to a full queue said nothing for minutes. Cause: it waited as the service had asked.
+    Fix: it says so."""
+    monkeypatch.setattr(transport, "NOTICED_SECONDS", 0.01)
+    server.answers = [Answer.error("queue_full", 429, "it is full", Retry_After="0.02"), Answer.json(JOB, 202)]
+    client.submit("text-generation", "hello", model="m")
+    assert "it is full; trying again in" in caplog.text
+
+
 @pytest.mark.parametrize(("headers", "asked"), [({}, 1 + transport.RETRIES), ({"x_should_retry": "false"}, 1)])
 def test_a_504_is_repeated_unless_the_service_itself_has_decided(
     client: Tandem, server: StandInServer, headers: dict[str, str], asked: int
