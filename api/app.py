@@ -13,7 +13,7 @@ from api.body_limit import BodyLimit
 from api.dependencies import Api
 from api.errors import ErrorBody
 from api.request_id import RequestId
-from api.routes import adapters, dead_letters, files, health, jobs, lanes, models
+from api.routes import adapters, dead_letters, files, health, hf, jobs, lanes, metrics, models
 from api.routes.openai import chat, embeddings
 from api.webhooks import Webhooks
 from tandem.api_keys import ApiKeys
@@ -77,5 +77,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
     for routes in (jobs, dead_letters, lanes, chat, embeddings, files, models, adapters):
         v1.include_router(routes.router)
     app.include_router(v1)
+    app.include_router(
+        hf.router,
+        dependencies=[Depends(bearer)],
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    app.include_router(metrics.router)
     app.include_router(health.router)
     return app

@@ -12,14 +12,14 @@ from api.errors import error_response
 from tandem.api_keys import ApiKey, ApiKeys
 from tandem.errors import AuthenticationFailed
 
-PROTECTED = "/v1"
+PROTECTED = ("/v1", "/hf", "/metrics")
 
 bearer = HTTPBearer(auto_error=False, description="The API key; `tandem up` prints it.")
 """Only describes the key in the OpenAPI document: RequireKey checks it."""
 
 
 class RequireKey:
-    """Refuses every request under /v1 that does not show a key; the others know whose theirs is.
+    """Refuses every request under PROTECTED that does not show a key; the others know whose theirs is.
 
     `request.state` gets the `key`, and its `owner` by name.
     """
@@ -39,7 +39,7 @@ class RequireKey:
 
     @staticmethod
     def _is_protected(path: str) -> bool:
-        return path == PROTECTED or path.startswith(f"{PROTECTED}/")
+        return any(path == prefix or path.startswith(f"{prefix}/") for prefix in PROTECTED)
 
     def _shown(self, headers: Headers) -> ApiKey | None:
         scheme, _, key = headers.get("authorization", "").partition(" ")

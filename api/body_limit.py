@@ -11,6 +11,7 @@ from tandem.errors import PayloadTooLarge
 from tandem.settings import ApiSettings
 
 FILES_PATH = "/v1/files"
+HF_PATH = "/hf/models/"
 MULTIPART_BYTES = 64 * 1024
 """What boundaries, part headers and the other fields of an upload may add to its file."""
 DISCARD_BYTES = 256 * 2**20
@@ -22,7 +23,7 @@ DISCARD_SECONDS = 10.0
 class BodyLimit:
     """Refuses a body by its Content-Length before any of it is read, and one without by counting it.
 
-    JSON may have `body_bytes`, an uploaded file `file_bytes`.
+    JSON may have `body_bytes`, an uploaded file `file_bytes`, a body that is an image or a sound `media_bytes`.
     """
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
@@ -58,6 +59,9 @@ class BodyLimit:
         if path == FILES_PATH:
             limit = self._settings.file_bytes
             return limit + MULTIPART_BYTES, f"`file` is larger than the limit of {limit} bytes; split it"
+        if path.startswith(HF_PATH):
+            limit = self._settings.media_bytes
+            return limit, f"the body is larger than the limit of {limit} bytes; upload it and name the file's id"
         limit = self._settings.body_bytes
         return limit, f"the body is larger than the limit of {limit} bytes; send it as several requests"
 

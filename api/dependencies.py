@@ -12,7 +12,7 @@ from tandem.api_keys import ApiKey
 from tandem.job_store import Share, Submitted
 from tandem.services import Services
 from tandem.settings import ApiSettings
-from tandem.specs import FineTuneSpec, InferenceBase
+from tandem.specs import AnyInferenceSpec, FineTuneSpec
 
 MAX_KEY_CHARACTERS = 255
 """Characters of an Idempotency-Key (Stripe's limit, which clients expect)."""
@@ -64,7 +64,7 @@ class Submitter:
     key: ApiKey
     idempotency_key: str | None
 
-    def submit(self, spec: InferenceBase | FineTuneSpec) -> Submitted:
+    def submit(self, spec: AnyInferenceSpec | FineTuneSpec) -> Submitted:
         """Queue a job. Raises what Submission.submit raises, and InvalidRequest for a webhook that cannot be told."""
         self.api.webhooks.check(spec)
         return self.api.services.submission.submit(

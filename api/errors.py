@@ -22,6 +22,7 @@ from tandem.errors import (
     WaitTimeout,
 )
 from tandem.job import Failure
+from tandem.specs import TASKS
 
 AUTHENTICATION_STATUS = 401
 BUSY_STATUS = 429
@@ -138,28 +139,22 @@ async def _client_gone(_: Request, __: Exception) -> Response:
 
 _FIELD = re.compile(r"[A-Za-z_][\w-]*")
 _SOURCES = frozenset({"body", "query", "path", "header", "form"})
-_UNION_LABELS = frozenset(
-    {
-        "inference",
-        "finetune",
-        "text-generation",
-        "feature-extraction",
-        "fill-mask",
-        "text-classification",
-        "constrained-str",
-        "str",
-        "list",
-        "tuple",
-    }
-)
+_UNION_LABELS = frozenset({"inference", "finetune", "constrained-str", "str", "list", "tuple", *TASKS})
 """What pydantic puts into a location for the branch of a union that it tried: no part of the user's JSON."""
+
+
+_CLASS_NAME = re.compile(r"(?:[A-Z][a-z0-9]+){2,}")
+"""The same, for the branches that are classes of ours: no field has such a name."""
 
 
 def field_path(location: Sequence[str | int]) -> str:
     """`messages.0.content` for pydantic's ("body", "messages", 0, "content"), without the names of union branches."""
     parts = list(location[1:] if location and location[0] in _SOURCES else location)
     return ".".join(
-        str(part) for part in parts if isinstance(part, int) or (_FIELD.fullmatch(part) and part not in _UNION_LABELS)
+        str(part)
+        for part in parts
+        if isinstance(part, int)
+        or (_FIELD.fullmatch(part) and part not in _UNION_LABELS and not _CLASS_NAME.fullmatch(part))
     )
 
 

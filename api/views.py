@@ -1,15 +1,18 @@
 """What the API shows: one model for each object, the public fields alone."""
 
+from collections.abc import Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from tandem.adapters import AdapterManifest
-from tandem.catalogue import CatalogueEntry
-from tandem.files import Purpose, StoredFile
+from tandem.catalogue import Catalogue, CatalogueEntry
+from tandem.files import StoredFile
 from tandem.job import Failure, Job, JobKind, JobState
 from tandem.job_reads import LaneStatus
 from tandem.specs import LoraMethod, Priority, Task, job_spec_adapter
+from tandem.specs.media import Purpose
+from tandem.workers import ResidentInfo, WorkerInfo
 
 OWNED_BY_TANDEM = "tandem"
 UNDATED = 0
@@ -148,6 +151,26 @@ class FileView(BaseModel):
         return cls(**file.model_dump(include={"id", "bytes", "created_at", "filename", "purpose"}))
 
 
+class ResidencyView(BaseModel):
+    """A model in one worker's memory."""
+
+    worker: str
+    device: str
+    task: Task = Field(description="That its weights and head are loaded for")
+    bytes: int = Field(description="Of its weights on the device")
+    load_seconds: float
+
+    @classmethod
+    def of(cls, worker: WorkerInfo, model: ResidentInfo) -> Self:
+        return cls(
+            worker=worker.id,
+            device=worker.device,
+            task=model.task,
+            bytes=model.bytes,
+            load_seconds=model.load_seconds,
+        )
+
+
 class ModelView(BaseModel):
     """What a job may name as its model, in OpenAI's shape and with what vLLM adds to it."""
 
@@ -162,9 +185,11 @@ class ModelView(BaseModel):
     base: str | None
     """The same, in this service's own word."""
     tasks: tuple[Task, ...]
+    default_for: list[Task] = Field(default=[], description="Tasks whose jobs it does when they name no model")
+    resident: list[ResidencyView] = Field(default=[], description="The workers that have it in memory")
 
     @classmethod
-    def of_base(cls, entry: CatalogueEntry) -> Self:
+    def of_base(cls, entry: CatalogueEntry, catalogue: Catalogue, workers: Sequence[WorkerInfo]) -> Self:
         return cls(
             id=entry.name,
             created=UNDATED,
@@ -173,6 +198,13 @@ class ModelView(BaseModel):
             parent=None,
             base=None,
             tasks=entry.tasks,
+            default_for=[task for task in entry.tasks if catalogue.default(task).name == entry.name],
+            resident=[
+                ResidencyView.of(worker, model)
+                for worker in workers
+                for model in worker.models
+                if model.name == entry.name
+            ],
         )
 
     @classmethod

@@ -33,6 +33,8 @@ class AdapterManifest(BaseModel):
     """The catalogue name of the model that it was trained on."""
     base_revision: str | None
     task: Task
+    labels: tuple[str, ...] = ()
+    """What a classifier's outputs mean, in order; empty for adapters without labels."""
     method: LoraMethod
     job_id: str
     training_data: str

@@ -7,16 +7,19 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from tandem.errors import ConfigurationError, UnknownModel
+from tandem.errors import ConfigurationError, UnknownModel, UnsupportedTask
 from tandem.settings import Settings
-from tandem.specs import NAME_PATTERN, Spec, Task
+from tandem.specs import NAME_PATTERN, NamedTask, Spec, Task
 
 
 class CatalogueEntry(Spec):
     """One model: a folder or a hub id. Its files must be safetensors; code that ships with a model is not run."""
 
     name: str = Field(pattern=NAME_PATTERN)
-    tasks: tuple[Task, ...] = Field(min_length=1)
+    tasks: tuple[NamedTask, ...] = Field(min_length=1)
+    """What it is offered for; adapters for encoders need `feature-extraction` among them."""
+    default_for: tuple[NamedTask, ...] = ()
+    """Tasks whose jobs it does when they name no model; otherwise the first entry that has the task."""
     folder: Path | None = None
     """Absolute, or relative to the models folder (TANDEM_MODELS_DIR)."""
     hub: str | None = None
@@ -31,6 +34,8 @@ class CatalogueEntry(Spec):
     def _one_source(self) -> "CatalogueEntry":
         if (self.folder is None) == (self.hub is None):
             raise ValueError("give either `folder` or `hub`")
+        if foreign := set(self.default_for) - set(self.tasks):
+            raise ValueError(f"`default_for` names {', '.join(sorted(foreign))}, which is not among its `tasks`")
         return self
 
 
@@ -67,6 +72,16 @@ class Catalogue:
         except KeyError:
             known = ", ".join(self._entries) or "none"
             raise UnknownModel(f"no model {name!r} is in the catalogue; it has: {known}", param="model") from None
+
+    def default(self, task: Task) -> CatalogueEntry:
+        """The model of a job that names none. Raises UnsupportedTask if none does the task."""
+        doing = [entry for entry in self._entries.values() if task in entry.tasks]
+        chosen = next((entry for entry in doing if task in entry.default_for), doing[0] if doing else None)
+        if chosen is None:
+            raise UnsupportedTask(
+                f"no model of the catalogue does {task!r}; add one to the catalogue (TANDEM_CATALOGUE)", param="task"
+            )
+        return chosen
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries

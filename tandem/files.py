@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import redis
 from pydantic import BaseModel, ConfigDict
@@ -19,11 +18,10 @@ from tandem.artifacts import ArtifactStore
 from tandem.errors import IdempotencyConflict, UnknownFile
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
+from tandem.specs.media import Purpose
 
 READ_AT_ONCE = 500
 """Records of one MGET: a short call for the server, few round trips for us."""
-
-Purpose = Literal["fine-tune", "batch"]
 
 
 class StoredFile(BaseModel):

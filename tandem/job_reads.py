@@ -11,6 +11,7 @@ from tandem.function_library import PREFIX
 from tandem.job import Failure, Job, JobKind, JobState
 from tandem.outages import Outage
 from tandem.specs import PRIORITIES
+from tandem.specs.media import ARTIFACT
 
 PAGE_CHUNK = 100
 """Records read in one round trip while a list is filtered."""
@@ -138,6 +139,9 @@ class JobReader:
                 answers = pipe.execute()
             for spec, (result, checkpoint) in zip(answers[::2], answers[1::2], strict=True):
                 yield from (digest for stored in (spec, result) if (digest := reference(stored)))
+                # Of one that lies in the artifact store itself, the record says what it refers to.
+                yield from media_references(spec)
+                yield from media_references(result)
                 if checkpoint:
                     yield from json.loads(checkpoint)["files"].values()
 
@@ -220,6 +224,11 @@ def reference(stored: str | None) -> str | None:
     if stored is None or not stored.startswith('{"$artifact"'):
         return None
     return str(json.loads(stored)["$artifact"])
+
+
+def media_references(stored: str | None) -> list[str]:
+    """Digests of the images, sounds and other files that a spec or result names."""
+    return sorted(set(ARTIFACT.findall(stored or "")))
 
 
 def unknown_job(job_id: str) -> UnknownJob:

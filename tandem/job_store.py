@@ -14,7 +14,7 @@ from tandem.errors import Conflict, IdempotencyConflict, QueueFull, QueueUnavail
 from tandem.failpoints import failpoint
 from tandem.function_library import PREFIX
 from tandem.job import Failure, Job, JobKind, JobState
-from tandem.job_reads import SERVICE, reference, unknown_job
+from tandem.job_reads import SERVICE, media_references, reference, unknown_job
 from tandem.job_upkeep import JobUpkeep, milliseconds
 from tandem.specs import PRIORITIES, Scheduling
 from tandem.tickets import ticket_message
@@ -262,7 +262,8 @@ class JobStore(JobUpkeep):
         failpoint("artifact.before")
         digest = self._artifacts.put(raw).digest
         failpoint("artifact.after")
-        return json.dumps({"$artifact": digest}, separators=(",", ":"))
+        stored = {"$artifact": digest, "refers_to": [f"artifact-{named}" for named in media_references(text)]}
+        return json.dumps(stored, separators=(",", ":"))
 
 
 def _queue_full(whose: str, queued: int, limit: int, rate: float) -> QueueFull:

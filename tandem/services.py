@@ -28,4 +28,6 @@ class Services:
         jobs = JobStore(settings, artifacts)
         files = FileStore(jobs, artifacts)
         adapters = AdapterStore(jobs, artifacts)
-        return cls(catalogue, artifacts, jobs, files, adapters, Submission(catalogue, jobs, files, adapters))
+        return cls(
+            catalogue, artifacts, jobs, files, adapters, Submission(catalogue, jobs, files, adapters, artifacts)
+        )

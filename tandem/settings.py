@@ -70,6 +70,8 @@ class ApiSettings(Settings):
     port: int = Field(default=8000, ge=0, le=65_535)
     body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """The largest JSON body; files have their own limit."""
+    media_bytes: int = Field(default=64 * 2**20, ge=1024)
+    """The largest image, sound or video that is sent as a body (under /hf); larger ones are uploaded first."""
     file_bytes: int = Field(default=512 * 2**20, ge=1024)
     """The largest uploaded file (OpenAI's limit)."""
     wait_seconds: float = Field(default=600.0, gt=0.0)
@@ -122,6 +124,16 @@ class WorkerSettings(Settings):
     """The largest LoRA rank that is served."""
     encoder_tokens: int = Field(default=4096, ge=64)
     """Tokens, padding included, of one encoder batch."""
+    encoder_pixels: int = Field(default=3_211_264, ge=1024)
+    """Values (pixels · channels) that enter the model in one batch of images: 21 of 224 x 224 by default."""
+    encoder_samples: int = Field(default=960_000, ge=1000)
+    """Samples of sound in one batch: a minute at 16 kHz."""
+    image_pixels: int = Field(default=50_000_000, ge=1)
+    """The largest image that is decoded, in pixels."""
+    audio_seconds: float = Field(default=3600.0, gt=0.0)
+    """The longest sound that is decoded."""
+    video_seconds: float = Field(default=600.0, gt=0.0)
+    """The longest video that is decoded."""
     encoder_wait_seconds: float = Field(default=0.005, ge=0.0, le=1.0)
     """How long an encoder batch waits for company."""
     quantum_seconds: float = Field(default=0.02, ge=0.0, le=10.0)

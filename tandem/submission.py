@@ -1,27 +1,38 @@
 """From a spec to a queued job: what needs the catalogue, the files and the adapters is checked here."""
 
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from tandem.adapters import AdapterStore, is_adapter_id
+from tandem.adapters import AdapterManifest, AdapterStore, is_adapter_id
+from tandem.artifacts import ArtifactStore
 from tandem.catalogue import Catalogue
-from tandem.errors import AdapterMismatch, InvalidRequest, UnsupportedTask
+from tandem.errors import AdapterMismatch, InvalidRequest, UnknownArtifact, UnsupportedTask
 from tandem.files import FileStore
 from tandem.job_store import JobStore, Share, Submitted
-from tandem.specs import FineTuneSpec, InferenceBase, TextGenerationSpec
+from tandem.specs import AnyInferenceSpec, FineTuneSpec, Media, replace_media
+from tandem.specs.finetune import RESIDENT_TASK
 from tandem.tickets import lane
-from tandem.training_rows import check_rows
+from tandem.training_rows import check_training_files
 
 
 class Submission:
-    def __init__(self, catalogue: Catalogue, jobs: JobStore, files: FileStore, adapters: AdapterStore) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        jobs: JobStore,
+        files: FileStore,
+        adapters: AdapterStore,
+        artifacts: ArtifactStore,
+    ) -> None:
         self._catalogue = catalogue
         self._jobs = jobs
         self._files = files
         self._adapters = adapters
+        self._artifacts = artifacts
 
     def submit(
         self,
-        spec: InferenceBase | FineTuneSpec,
+        spec: AnyInferenceSpec | FineTuneSpec,
         *,
         owner: str,
         share: Share | None = None,
@@ -29,18 +40,18 @@ class Submission:
     ) -> Submitted:
         """Check a spec against what there is, and queue it.
 
-        Raises UnknownModel, UnknownAdapter, AdapterMismatch, UnsupportedTask, UnknownFile, InvalidTrainingData,
-        IdempotencyConflict, QueueFull, QueueUnavailable; nothing is queued then.
+        Raises UnknownModel, UnknownAdapter, AdapterMismatch, UnsupportedTask, UnknownFile, UnknownArtifact,
+        InvalidTrainingData, IdempotencyConflict, QueueFull, QueueUnavailable; nothing is queued then.
         """
         if isinstance(spec, FineTuneSpec):
             self._check_training(spec)
-            queue = lane("finetune", spec.model)
+            model, queue = spec.model, lane("finetune", spec.model)
         else:
-            spec = self._resolve(spec)
-            queue = lane("inference", spec.model)
+            spec, model = self._resolve(spec)
+            queue = lane("inference", model)
         return self._jobs.submit(
             kind=spec.kind,
-            model=spec.model,
+            model=model,
             lane=queue,
             owner=owner,
             spec=stored_spec(spec),
@@ -49,49 +60,87 @@ class Submission:
             idempotency_key=idempotency_key,
         )
 
-    def _resolve(self, spec: InferenceBase) -> InferenceBase:
-        """The spec with its base model's and its adapter's names apart."""
-        task = getattr(spec, "task")  # noqa: B009  # every inference spec has one; the base does not type it
-        adapter = spec.adapter
+    def _resolve(self, spec: AnyInferenceSpec) -> tuple[AnyInferenceSpec, str]:
+        """The spec with its base model's and its adapter's names apart and its media in the store; and the model."""
+        model, adapter = self._model_and_adapter(spec)
+        tasks = self._catalogue.get(model).tasks
+        if adapter is None:
+            if spec.task not in tasks:
+                _refuse_task(model, spec.task, tasks)
+        elif adapter.task != spec.task:
+            raise UnsupportedTask(
+                f"adapter {adapter.id!r} was trained for {adapter.task}, not for {spec.task}", param="task"
+            )
+        changes = {
+            "model": model,
+            "adapter": None if adapter is None else adapter.id,
+            "inputs": replace_media(spec.inputs, self._store_media, "inputs"),
+        }
+        return spec.model_copy(update=changes), model
+
+    def _model_and_adapter(self, spec: AnyInferenceSpec) -> tuple[str, AdapterManifest | None]:
+        if spec.model is None:
+            if spec.adapter is None:
+                return self._catalogue.default(spec.task).name, None
+            manifest = self._adapters.get(spec.adapter)
+            return manifest.base, manifest
         if is_adapter_id(spec.model):
-            if adapter is not None and adapter != spec.model:
+            if spec.adapter is not None and spec.adapter != spec.model:
                 raise InvalidRequest("`model` names an adapter and `adapter` another: give one", param="adapter")
             manifest = self._adapters.get(spec.model, param="model")
-            spec = spec.model_copy(update={"model": manifest.base, "adapter": manifest.id})
-        elif adapter is not None:
-            manifest = self._adapters.get(adapter)
-            if manifest.base != spec.model:
-                raise AdapterMismatch(
-                    f"adapter {adapter!r} was trained on {manifest.base!r}, not on {spec.model!r}",
-                    param="adapter",
-                )
-        tasks = self._catalogue.get(spec.model).tasks
-        if task not in tasks:
-            _refuse_task(spec.model, task, tasks)
-        if spec.adapter is not None and not isinstance(spec, TextGenerationSpec):
-            raise UnsupportedTask(f"adapters are served for text-generation only, not for {task}", param="adapter")
-        return spec
+            return manifest.base, manifest
+        if spec.adapter is None:
+            return spec.model, None
+        manifest = self._adapters.get(spec.adapter)
+        if manifest.base != spec.model:
+            raise AdapterMismatch(
+                f"adapter {spec.adapter!r} was trained on {manifest.base!r}, not on {spec.model!r}",
+                param="adapter",
+            )
+        return spec.model, manifest
+
+    def _store_media(self, media: Media, param: str) -> Media:
+        """The same content by its digest: Redis keeps no images, and a queued job no file that may be deleted."""
+        try:
+            if media.file_id is not None:
+                digest = self._files.get(media.file_id, param=param).digest
+                self._artifacts.refresh(digest)
+            elif media.artifact is not None:
+                digest = media.artifact
+                self._artifacts.refresh(digest)
+            else:
+                digest = self._artifacts.put(media.content()).digest
+        except UnknownArtifact as error:
+            raise UnknownArtifact(
+                f"the content of `{param}` is gone from the artifact store; upload it again", param=param
+            ) from error
+        return Media(f"artifact-{digest}")
 
     def _check_training(self, spec: FineTuneSpec) -> None:
         if is_adapter_id(spec.model):
             raise InvalidRequest("`model` names an adapter; training starts from a base model", param="model")
         tasks = self._catalogue.get(spec.model).tasks
-        if spec.task not in tasks:
-            _refuse_task(spec.model, spec.task, tasks)
-        for param in ("training_file", "validation_file"):
-            file_id = getattr(spec, param)
-            if file_id is None:
-                continue
-            file = self._files.get(file_id, param=param)
-            if file.purpose != "fine-tune":
-                raise InvalidRequest(
-                    f"`{param}` {file_id} was uploaded for {file.purpose!r}; upload it with purpose 'fine-tune'",
-                    param=param,
-                )
-            check_rows(self._files.content(file), param=param)
+        # An encoder's adapter brings the head for its task; the base is what makes embeddings.
+        needed = RESIDENT_TASK[spec.task]
+        if needed not in tasks:
+            _refuse_task(spec.model, needed, tasks)
+        training = self._training_file(spec.training_file, "training_file")
+        validation = None
+        if spec.validation_file is not None:
+            validation = self._training_file(spec.validation_file, "validation_file")
+        check_training_files(spec.task, training, validation)
+
+    def _training_file(self, file_id: str, param: str) -> Iterator[bytes]:
+        file = self._files.get(file_id, param=param)
+        if file.purpose != "fine-tune":
+            raise InvalidRequest(
+                f"`{param}` {file_id} was uploaded for {file.purpose!r}; upload it with purpose 'fine-tune'",
+                param=param,
+            )
+        return self._files.content(file)
 
 
-def stored_spec(spec: InferenceBase | FineTuneSpec) -> dict[str, Any]:
+def stored_spec(spec: AnyInferenceSpec | FineTuneSpec) -> dict[str, Any]:
     """What the record keeps: all that differs from the defaults, and which spec it is."""
     return {
         **spec.model_dump(mode="json", exclude_defaults=True),

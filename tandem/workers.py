@@ -8,6 +8,39 @@ from pydantic import BaseModel, ConfigDict
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
 from tandem.settings import Role
+from tandem.specs import Task
+
+
+class BatchedWork(BaseModel):
+    """What a worker's batches of one task have done since it loaded the model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    """Or `adapters`, for all that have heads of their own."""
+    unit: str
+    """Of the costs: tokens, pixels or samples."""
+    batches: int
+    rows: int
+    cost: int
+    """Of all rows, without padding."""
+    padded_cost: int
+    wait_seconds: float
+    """Sum over the rows of the time between arrival and forward."""
+
+
+class ResidentInfo(BaseModel):
+    """A model in a worker's memory."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    task: Task
+    """That its weights and head are loaded for."""
+    bytes: int
+    """Of its weights on the device."""
+    load_seconds: float
+    work: tuple[BatchedWork, ...] = ()
 
 
 class WorkerInfo(BaseModel):
@@ -20,6 +53,8 @@ class WorkerInfo(BaseModel):
     roles: tuple[Role, ...]
     resident: tuple[str, ...]
     """Names of the models in its memory."""
+    models: tuple[ResidentInfo, ...] = ()
+    """The same, with what each is loaded for, what it weighs and what it has done."""
     running: int
     """Attempts that it executes now."""
     started_at: float

@@ -3,27 +3,32 @@
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from transformers import PreTrainedModel
 
 from tandem.adapters import AdapterStore
-from worker.engine.adapter_weights import AdapterWeights, read_adapter
 
 ADAPTERS_KEPT = 256
 """Adapters of rank 8 on a 1B model weigh about 10 MB each: a few GB of host memory at most."""
 
+Weights = TypeVar("Weights")
 
-class AdapterCache:
+
+class AdapterCache(Generic[Weights]):
     """Least recently used adapters leave first. An adapter is immutable, so what is cached is never stale."""
 
-    def __init__(self, adapters: AdapterStore) -> None:
+    def __init__(self, adapters: AdapterStore, read: Callable[[str, Path, PreTrainedModel], Weights]) -> None:
+        """`read` makes the weights of an adapter's id and PEFT folder, for the model that it was trained on."""
         self._adapters = adapters
-        self._kept: OrderedDict[str, AdapterWeights] = OrderedDict()
+        self._read = read
+        self._kept: OrderedDict[str, Weights] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, adapter: str, model: PreTrainedModel, *, rank_limit: int) -> AdapterWeights:
-        """Raises UnknownAdapter, AdapterMismatch if it does not fit the model, InvalidRequest above `rank_limit`."""
+    def get(self, adapter: str, model: PreTrainedModel) -> Weights:
+        """Raises UnknownAdapter, and what `read` raises of an adapter that cannot be served."""
         # A deleted adapter must not be served from memory: the index is asked each time.
         manifest = self._adapters.get(adapter)
         with self._lock:
@@ -32,7 +37,7 @@ class AdapterCache:
                 return self._kept[adapter]
         with tempfile.TemporaryDirectory(prefix="tandem-adapter-") as folder:
             self._adapters.fetch(manifest, Path(folder))
-            weights = read_adapter(adapter, Path(folder), model, rank_limit=rank_limit)
+            weights = self._read(adapter, Path(folder), model)
         with self._lock:
             self._kept[adapter] = weights
             if len(self._kept) > ADAPTERS_KEPT:

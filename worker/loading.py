@@ -1,54 +1,93 @@
-"""Loads a catalogue entry: safetensors only, no code of the model's own, an engine or a batcher around it."""
+"""Loads a catalogue entry: safetensors only, no code of the model's own, an engine or batchers around it."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import pipeline as library_pipeline
 
 from tandem.catalogue import CatalogueEntry
 from tandem.errors import InvalidModel
 from tandem.settings import WorkerSettings
+from tandem.specs import Task
+from tandem.workers import BatchedWork, ResidentInfo
+from worker.batchers import Batchers
 from worker.device import choose_dtype
 from worker.encoders import EncoderBatcher
+from worker.encoders.adapted_body import AdaptedBody
+from worker.encoders.adapter_task import AdapterTask
 from worker.engine.detokenizer import Tokenizer
 from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
 from worker.engine.support import unsupported_reason
+from worker.pipeline_loading import load_pipeline
 from worker.stall import ProgressSource, StallWatch
-from worker.tasks import MODEL_CLASSES
+from worker.tasks import ENCODER_TASKS, MODEL_CLASSES, PIPELINE_TASKS
+from worker.tasks.batched_task import BatchedTask
+from worker.tasks.feature_extraction import FeatureExtraction
+from worker.tasks.sentence_similarity import SentenceSimilarity
+from worker.tasks.text_generation import TextGenerationByGenerate
 from worker.training.turns import Turns
 
 log = logging.getLogger(__name__)
 
-_one_at_a_time = threading.Lock()
-"""`from_pretrained` patches torch for the whole process meanwhile. Two at once broke 2 of 5 processes (three models
-in three threads): `Cannot copy out of meta tensor`, for good. transformers names no thread-safe way."""
+one_loads = threading.Lock()
+"""Whoever loads or builds a model holds it: `from_pretrained` patches torch for the whole process meanwhile. Two at
+once broke 2 of 5 processes (three models in three threads): `Cannot copy out of meta tensor`, for good. transformers
+names no thread-safe way."""
+
+
+SAME_WEIGHTS: dict[Task, Task] = {"sentence-similarity": "feature-extraction"}
+"""Tasks that another one's resident model does as well."""
+
+
+ADAPTERS = "adapters"
+"""Names the batcher of an encoder's adapters, whatever their tasks: they share forwards."""
+
+
+def resident_task(task: Task) -> Task:
+    """The task under which a model is resident to do `task`."""
+    return SAME_WEIGHTS.get(task, task)
 
 
 @dataclass(frozen=True, slots=True)
 class ResidentModel:
-    """A model in memory with what serves it: an engine for decoders, a batcher for encoders."""
+    """A model in memory with what serves it: an engine for decoders, batchers for all else."""
 
     entry: CatalogueEntry
+    task: Task
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where the task has no texts."""
     engine: EngineLoop | None
-    encoder: EncoderBatcher | None
+    batchers: Batchers
+    bytes: int
+    """Of its weights on the device."""
+    load_seconds: float
     unwatch: Callable[[], None]
     """Ends the stall watch over it."""
+
+    def info(self) -> ResidentInfo:
+        """As the worker announces it."""
+        work = tuple(
+            BatchedWork(task=task, unit=self.batchers.task(task).unit, **asdict(counts))
+            for task, counts in self.batchers.counts().items()
+        )
+        return ResidentInfo(
+            name=self.entry.name, task=self.task, bytes=self.bytes, load_seconds=self.load_seconds, work=work
+        )
 
     def close(self) -> None:
         if self.engine is not None:
             self.engine.stop()
-        if self.encoder is not None:
-            self.encoder.stop()
+        self.batchers.stop()
         # Last, so that a hang on the way here is seen.
         self.unwatch()
 
@@ -71,46 +110,104 @@ class Loader:
             )
         return sum(sizes)
 
-    def load(self, entry: CatalogueEntry, task: str) -> ResidentModel:
+    def load(self, entry: CatalogueEntry, task: Task) -> ResidentModel:
         """Raises InvalidModel, saying what the library said."""
         started = time.monotonic()
+        dtype = choose_dtype(entry.dtype, self._device)
         source = str(entry.folder or entry.hub)
+        try:
+            if task in PIPELINE_TASKS:
+                pipeline = self._pipeline(entry, task, source, dtype)
+                model, tokenizer = pipeline.model, pipeline.tokenizer
+            else:
+                pipeline = None
+                model, tokenizer = self._model(entry, task, source, dtype)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise InvalidModel(
+                f"model {entry.name!r} cannot be loaded from {source} for {task}: {error}", param="model"
+            ) from error
+        model.eval().requires_grad_(False)
+        engine = None
+        if task == "text-generation":
+            reason = unsupported_reason(model)
+            if reason is None:
+                engine = self._engine(entry, model, tokenizer)
+            else:
+                log.warning("%s is served by the library's generate(), not by the engine: %s", entry.name, reason)
+                pipeline = library_pipeline(task, model=model, tokenizer=tokenizer, device=self._device)
+        batchers = Batchers(lambda asked: self._batcher(asked, model, tokenizer, pipeline))
+        if engine is None:
+            batchers.get(task)  # its constructor refuses a model that cannot do the task
+        seconds = time.monotonic() - started
+        log.info("%s resident for %s (%s) after %.1f s", entry.name, task, dtype, seconds)
+        return ResidentModel(
+            entry,
+            task,
+            model,
+            tokenizer,
+            engine,
+            batchers,
+            bytes=sum(parameter.nbytes for parameter in model.parameters()),
+            load_seconds=seconds,
+            unwatch=self._watch(entry, engine or batchers),
+        )
+
+    def _model(self, entry: CatalogueEntry, task: str, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
         options: dict[str, Any] = {
             "revision": entry.revision,
             "trust_remote_code": False,
             "local_files_only": entry.folder is not None,
         }
-        dtype = choose_dtype(entry.dtype, self._device)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            with _one_at_a_time:
-                model = MODEL_CLASSES[task].from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise InvalidModel(
-                f"model {entry.name!r} cannot be loaded from {source}: {error}", param="model"
-            ) from error
-        model = model.to(self._device).eval().requires_grad_(False)
-        resident = self._serve(entry, task, model, tokenizer)
-        log.info("%s resident for %s (%s) after %.1f s", entry.name, task, dtype, time.monotonic() - started)
-        return resident
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        with one_loads:
+            model = MODEL_CLASSES[task].from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        return model.to(self._device), tokenizer
 
-    def _serve(
-        self, entry: CatalogueEntry, task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> ResidentModel:
-        settings = self._settings
-        if task != "text-generation":
-            batcher = EncoderBatcher(
-                model,
-                tokenizer,
+    def _pipeline(self, entry: CatalogueEntry, task: str, source: str, dtype: torch.dtype) -> Any:
+        with one_loads:
+            return load_pipeline(
                 task,
-                serving_turn=self._turns.serving,
-                token_budget=settings.encoder_tokens,
-                max_wait_seconds=settings.encoder_wait_seconds,
+                source,
+                revision=entry.revision,
+                dtype=dtype,
+                device=self._device,
             )
-            batcher.start()
-            return ResidentModel(entry, model, tokenizer, None, batcher, self._watch(entry, batcher))
-        if reason := unsupported_reason(model):
-            raise InvalidModel(f"model {entry.name!r} cannot be served yet: {reason}", param="model")
+
+    def _batcher(self, task: str, model: Any, tokenizer: Any, pipeline: Any) -> EncoderBatcher:
+        made: BatchedTask[Any, Any]
+        if task == "text-generation":
+            made = TextGenerationByGenerate(pipeline)
+        elif pipeline is not None:
+            made = PIPELINE_TASKS[task](pipeline)
+        elif task == ADAPTERS:
+            settings = self._settings
+            body = AdaptedBody(model, adapter_slots=settings.adapter_slots, adapter_rank=settings.adapter_rank)
+            made = AdapterTask(body, tokenizer)
+        elif task == "sentence-similarity":
+            made = SentenceSimilarity(FeatureExtraction(model, tokenizer))
+        else:
+            made = ENCODER_TASKS[task](model, tokenizer)
+        batcher = EncoderBatcher(
+            made,
+            serving_turn=self._turns.serving,
+            budget=self._budget(made.unit),
+            max_wait_seconds=self._settings.encoder_wait_seconds,
+        )
+        batcher.start()
+        return batcher
+
+    def _budget(self, unit: str) -> int:
+        budgets = {
+            "tokens": self._settings.encoder_tokens,
+            "pixels": self._settings.encoder_pixels,
+            "samples": self._settings.encoder_samples,
+        }
+        return budgets[unit]
+
+    def _engine(
+        self, entry: CatalogueEntry, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> EngineLoop:
+        settings = self._settings
         limits = [settings.slot_tokens, entry.max_tokens, getattr(model.config, "max_position_embeddings", None)]
         engine = Engine(
             model,
@@ -124,9 +221,9 @@ class Loader:
         )
         loop = EngineLoop(engine, serving_turn=self._turns.serving)
         loop.start()
-        return ResidentModel(entry, model, tokenizer, loop, None, self._watch(entry, loop))
+        return loop
 
-    def _watch(self, entry: CatalogueEntry, work: EngineLoop | EncoderBatcher) -> Callable[[], None]:
+    def _watch(self, entry: CatalogueEntry, work: EngineLoop | Batchers) -> Callable[[], None]:
         source = ProgressSource(entry.name, work.is_busy, work.progress)
         self._stalls.add(source)
         return lambda: self._stalls.remove(source)

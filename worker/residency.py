@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from tandem.errors import OutOfMemory
+from tandem.specs import Task
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class Resident(Protocol):
 
 
 R = TypeVar("R", bound=Resident)
-Key = tuple[str, str]
+Key = tuple[str, Task]
 """(model, task): tasks of one model differ in their heads."""
 
 

@@ -18,12 +18,12 @@ from tandem.services import Services
 from tandem.settings import WorkerSettings
 from tandem.tickets import create_app, lane
 from tandem.workers import WorkerInfo, WorkerRegistry
-from worker.adapter_cache import AdapterCache
 from worker.artifact_collector import ArtifactCollector
 from worker.device import MODEL_SHARE, choose_device, memory_bytes
 from worker.executor import JobExecutor, Runner
 from worker.lease import LeaseKeeper
 from worker.loading import Loader, ResidentModel
+from worker.media.limits import MediaLimits
 from worker.monitor import JobMonitor
 from worker.reaper import Reaper
 from worker.reporter import Reporter
@@ -113,7 +113,11 @@ class WorkerService:
         adapters = self._services.adapters
         return {
             "inference": InferenceRunner(
-                self._residents, AdapterCache(adapters), adapter_rank=self._settings.adapter_rank
+                self._residents,
+                adapters,
+                self._services.artifacts,
+                adapter_rank=self._settings.adapter_rank,
+                media_limits=self._media_limits(),
             ),
             "finetune": FineTuneRunner(
                 self._residents,
@@ -124,6 +128,15 @@ class WorkerService:
                 self._stalls,
             ),
         }
+
+    def _media_limits(self) -> MediaLimits:
+        settings = self._settings
+        return MediaLimits(
+            image_pixels=settings.image_pixels,
+            audio_seconds=settings.audio_seconds,
+            video_seconds=settings.video_seconds,
+            video_pixels=settings.image_pixels,
+        )
 
     def _lanes(self, role: JobKind) -> list[str]:
         if role not in self._settings.roles:
@@ -168,6 +181,7 @@ class WorkerService:
                 device=str(self._device),
                 roles=self._settings.roles,
                 resident=self._residents.names(),
+                models=tuple(resident.info() for resident in self._residents.residents()),
                 running=len(self._leases.running()),
                 started_at=self._started_at,
             )

@@ -13,7 +13,8 @@ from api.dependencies import ApiDep, IdempotencyKey, ServicesDep
 from api.views import Deleted, FileView, Page
 from tandem.artifacts import CHUNK_BYTES
 from tandem.errors import UnknownArtifact, UnknownFile
-from tandem.files import Purpose, UploadKey
+from tandem.files import UploadKey
+from tandem.specs.media import Purpose
 
 MAX_PAGE = 10_000
 """Files in one page (OpenAI's limit)."""

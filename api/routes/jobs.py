@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.openapi.models import Example
+from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
@@ -13,7 +14,7 @@ from api.dependencies import ApiDep, ServicesDep, SubmitterDep
 from api.errors import ErrorBody, error_body
 from api.views import JobDetail, JobView, Page
 from api.waiting import succeeded
-from tandem.errors import QueueUnavailable, ResultNotReady
+from tandem.errors import QueueUnavailable, ResultNotReady, UnknownArtifact
 from tandem.events import BEGINNING, read_events
 from tandem.job import JobEvent, JobKind, JobState
 from tandem.job_store import Submitted
@@ -46,6 +47,10 @@ EXAMPLES: dict[str, Example] = {
             "inputs": ["a red apple", "a ripe fruit"],
         },
     },
+    "image": {
+        "summary": "Label an image; the catalogue chooses the model",
+        "value": {"kind": "inference", "task": "image-classification", "inputs": "<base64, or file-… of an upload>"},
+    },
     "scheduling": {
         "summary": "Say when and how it is run (any job)",
         "value": {
@@ -69,6 +74,16 @@ EXAMPLES: dict[str, Example] = {
             "training_file": "file-0123456789abcdef01234567",
             "suffix": "support",
             "hyperparameters": {"epochs": 2},
+        },
+    },
+    "finetune-head": {
+        "summary": 'Train a classifier on an encoder; rows are {"text": …, "label": …}',
+        "value": {
+            "kind": "finetune",
+            "task": "text-classification",
+            "model": "all-minilm-l6-v2",
+            "training_file": "file-0123456789abcdef01234567",
+            "suffix": "topics",
         },
     },
 }
@@ -116,6 +131,40 @@ def list_jobs(
 def get_job(job_id: str, services: ServicesDep) -> JobDetail:
     """A job as it stands, with its spec, and its result once it has one."""
     return JobDetail.of(services.jobs.get(job_id))
+
+
+@router.get(
+    "/{job_id}/artifacts/{artifact}",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes"}},
+)
+def get_result_file(job_id: str, artifact: str, services: ServicesDep) -> StreamingResponse:
+    """An image, a sound or another file of a job's result, which names it as `{"artifact", "media_type", …}`."""
+    job = succeeded(services.jobs.get(job_id))
+    file = find_file(job.result, artifact)
+    if file is None or not services.artifacts.exists(digest := artifact.removeprefix("artifact-")):
+        raise UnknownArtifact(f"the result of job {job_id} has no file {artifact!r}", param="artifact")
+    return StreamingResponse(
+        services.artifacts.chunks(digest),
+        media_type=file["media_type"],
+        # Never shown as a page of this service, whatever it is.
+        headers={
+            "Content-Disposition": "attachment",
+            "Content-Length": str(file["bytes"]),
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+def find_file(value: Any, artifact: str) -> dict[str, Any] | None:
+    """The file of this name somewhere in a result."""
+    if isinstance(value, dict):
+        if value.get("artifact") == artifact and "media_type" in value:
+            return value
+        value = list(value.values())
+    if isinstance(value, list):
+        return next((found for item in value if (found := find_file(item, artifact)) is not None), None)
+    return None
 
 
 @router.post("/{job_id}/cancel")

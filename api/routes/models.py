@@ -5,14 +5,16 @@ from fastapi import APIRouter
 from api.dependencies import ServicesDep
 from api.views import ModelView, Page
 from tandem.adapters import is_adapter_id
+from tandem.workers import WorkerRegistry
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("")
 def list_models(services: ServicesDep) -> Page[ModelView]:
-    """Bases first, then adapters, newest first."""
-    models = [ModelView.of_base(entry) for entry in services.catalogue.entries()]
+    """Bases first, then adapters, newest first; with the workers that have them in memory."""
+    workers = WorkerRegistry(services.jobs).list()
+    models = [ModelView.of_base(entry, services.catalogue, workers) for entry in services.catalogue.entries()]
     models += [ModelView.of_adapter(manifest) for manifest in services.adapters.list()]
     return Page.of(models, [model.id for model in models])
 
@@ -22,4 +24,5 @@ def get_model(model: str, services: ServicesDep) -> ModelView:
     """One base or adapter."""
     if is_adapter_id(model):
         return ModelView.of_adapter(services.adapters.get(model, param="model"))
-    return ModelView.of_base(services.catalogue.get(model))
+    entry = services.catalogue.get(model)
+    return ModelView.of_base(entry, services.catalogue, WorkerRegistry(services.jobs).list())

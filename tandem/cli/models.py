@@ -9,7 +9,7 @@ from tandem.client import Tandem
 
 
 def models(*, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
-    """List the models of the catalogue, and the adapters."""
+    """List the catalogue's models, what they do (* by default), who has them in memory, and the adapters."""
     with Tandem() as client:
         found = client.models()
     if as_json:

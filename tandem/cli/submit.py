@@ -20,7 +20,9 @@ def submit(
         list[str] | None, typer.Argument(help="The inputs, one job each. Without any: a file or standard input.")
     ] = None,
     *,
-    model: Annotated[str, typer.Option(help="A model or an adapter; `tandem models` lists them.")],
+    model: Annotated[
+        str | None, typer.Option(help="A model or an adapter (`tandem models`); the task's default without it.")
+    ] = None,
     task: Annotated[str, typer.Option(help="text-generation, feature-extraction, fill-mask, …")] = "text-generation",
     adapter: Annotated[str | None, typer.Option(help="An adapter of the model.")] = None,
     parameters: Annotated[str | None, typer.Option(help="JSON, such as '{\"max_new_tokens\": 50}'.")] = None,
@@ -78,7 +80,8 @@ def _print_results(
 ) -> None:
     failed = False
     if len(inputs) == 1:
-        typer.echo(_shown(client.run(task, inputs[0], **options), as_json))
+        result = client.run(task, inputs[0], **options)
+        typer.echo(_shown(result if "generated_text" in result or as_json else result["rows"][0], as_json))
         return
     for result in client.map(task, inputs, on_error="return", **options):
         if isinstance(result, TandemError):
@@ -93,12 +96,12 @@ def _print_results(
 
 
 def _shown(result: Any, as_json: bool) -> str:
-    """What a person asked for: the text of a generation, one JSON value for each row of any other task."""
+    """What a person asked for: the text of a generation, the row of any other task as JSON."""
     if as_json:
         return json.dumps(result, ensure_ascii=False)
-    if "generated_text" in result:
+    if isinstance(result, dict) and "generated_text" in result:
         return str(result["generated_text"])
-    return "\n".join(json.dumps(row, ensure_ascii=False) for row in result["rows"])
+    return json.dumps(result, ensure_ascii=False)
 
 
 def _lines(file: Path) -> list[str]:

@@ -146,10 +146,27 @@ def record_table(record: Mapping[str, Any], *, times: Collection[str]) -> Table:
 
 
 def models_table(models: Iterable[Model]) -> Table:
-    made = table("model", "tasks", "base")
+    made = table("model", "tasks", "base", "in memory of", "weights", "loaded in")
     for model in models:
-        made.add_row(model.id, ", ".join(model.tasks), model.base or "")
+        # A task whose jobs go to it when they name no model has a star.
+        tasks = ", ".join(f"{task}*" if task in model.default_for else task for task in model.tasks)
+        made.add_row(
+            model.id,
+            tasks,
+            model.base or "",
+            "\n".join(f"{place['worker']} ({place['device']})" for place in model.resident),
+            "\n".join(size_text(place["bytes"]) for place in model.resident),
+            "\n".join(duration_text(place["load_seconds"]) for place in model.resident),
+        )
     return made
+
+
+def size_text(size: int) -> str:
+    """`540 MB`: in the largest decimal unit that fits, for people."""
+    for unit, length in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= length:
+            return f"{size / length:.3g} {unit}"
+    return f"{size} B"
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str:

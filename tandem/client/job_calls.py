@@ -1,16 +1,21 @@
 """The calls on jobs: submit, follow, wait, map, stream, cancel, pause, requeue."""
 
+import io
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Unpack
+from typing import Any, BinaryIO, Literal, Unpack
+
+import httpx
 
 from tandem.client.event_stream import follow
-from tandem.client.mapping import OnError, in_order, with_progress
+from tandem.client.inputs import wire_inputs
+from tandem.client.mapping import OnError, each_row, in_order, with_progress
 from tandem.client.records import JobHandle
+from tandem.client.row_jobs import RowJobs, chunks
 from tandem.client.scheduling import SchedulingOptions, scheduling_fields
 from tandem.client.token_text import new_text
-from tandem.client.transport import Transport
+from tandem.client.transport import Transport, error_of
 from tandem.errors import InvalidRequest, TandemError
 from tandem.job import JobEvent
 
@@ -19,8 +24,12 @@ WINDOW = 64
 PAGE = 100
 """Jobs of one page; the service allows no more."""
 
-Inputs = str | Sequence[str] | Sequence[Mapping[str, Any]]
-"""A text, several texts (encoder tasks), or a chat's messages: `[{"role": "user", "content": "…"}]`."""
+ROWS = 32
+"""Inputs that `map` puts into one job, for the tasks whose jobs take many: one job costs about as much as one row."""
+
+Inputs = Any
+"""What a task takes: a text, a chat's messages, an image's bytes, path or Pillow image, a mapping such as
+`{"question": …, "context": …}`; or a list of these. Bytes, paths and images may stand anywhere in it."""
 
 
 class JobCalls:
@@ -33,27 +42,33 @@ class JobCalls:
         task: str,
         inputs: Inputs,
         *,
-        model: str,
+        model: str | None = None,
         adapter: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         stream: bool = False,
+        on_row_error: Literal["fail", "keep"] = "fail",
         idempotency_key: str | None = None,
         **scheduling: Unpack[SchedulingOptions],
     ) -> JobHandle:
-        """Queue an inference job and return at once.
+        """Queue an inference job and return at once. Without a model, the catalogue's default for the task runs it.
 
         When and how it is run may be said by `priority`, `delay_seconds`, `not_before`, `deadline_seconds`, `retry`,
         `webhook` and `metadata`: see SchedulingOptions.
 
         A submission is safe to repeat: it carries an idempotency key, yours or a new one, so that one lost answer
-        does not make two jobs. `stream` emits the text as events while it is written (text-generation).
+        does not make two jobs. `stream` emits the text as events while it is written (text-generation). Of a list of
+        inputs, one that cannot be served fails the job, or has its error among the rows with `on_row_error="keep"`.
 
         A queue that is full is waited for a while, as long as it asks. Raises QueueFull then, with the seconds after
         which to come back; InvalidRequest naming the field, UnsupportedTask, UnknownModel, UnknownAdapter,
         AdapterMismatch, IdempotencyConflict.
         """
-        spec: dict[str, Any] = {"kind": "inference", "task": task, "model": model, "inputs": inputs}
+        spec: dict[str, Any] = {"kind": "inference", "task": task, "inputs": wire_inputs(inputs, self._upload_media)}
         spec |= scheduling_fields(scheduling)
+        if model is not None:
+            spec["model"] = model
+        if on_row_error != "fail":
+            spec["on_row_error"] = on_row_error
         if adapter is not None:
             spec["adapter"] = adapter
         if parameters is not None:
@@ -127,7 +142,7 @@ class JobCalls:
         task: str,
         inputs: Inputs,
         *,
-        model: str,
+        model: str | None = None,
         adapter: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         timeout: float | None = None,
@@ -142,41 +157,58 @@ class JobCalls:
         task: str,
         inputs: Iterable[Inputs],
         *,
-        model: str,
+        model: str | None = None,
         adapter: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         window: int = WINDOW,
+        rows: int = ROWS,
         progress: bool = True,
         on_error: OnError = "raise",
         **scheduling: Unpack[SchedulingOptions],
     ) -> Iterator[Any]:
-        """One job for each input, the results in the inputs' order, with at most `window` jobs in flight.
+        """The result of every input, in the inputs' order, with at most `window` jobs in flight.
 
-        Inputs are read as room becomes free, so they may be a file of any size or a generator. With
-        `on_error="return"` a row's error takes its place in the results; errors that every row would meet are always
-        raised. When the caller stops, or an error is raised, the jobs in flight are cancelled. `progress` shows a
-        bar where standard error is a terminal. Raises what `submit` and `wait` raise; InvalidRequest for a window
-        below 1.
+        text-generation makes one job of each input and gives its result; every other task makes one job of `rows`
+        inputs and gives each input's own row. Inputs are read as room becomes free, so they may be a file of any size
+        or a generator. With `on_error="return"` a row's error takes its place in the results; errors that every row
+        would meet are always raised. When the caller stops, or an error is raised, the jobs in flight are cancelled.
+        `progress` shows a bar where standard error is a terminal. Raises what `submit` and `wait` raise;
+        InvalidRequest for a window or rows below 1.
         """
-        if window < 1:
-            raise InvalidRequest(f"`window` is {window}; at least one job must be in flight", param="window")
-        results = in_order(
-            inputs,
-            start=lambda item: self.submit(
-                task, item, model=model, adapter=adapter, parameters=parameters, **scheduling
-            ),
-            finish=self.wait,
-            abandon=self.cancel,
-            window=window,
-            on_error=on_error,
-        )
+        for name, value in (("window", window), ("rows", rows)):
+            if value < 1:
+                raise InvalidRequest(f"`{name}` is {value}; it must be at least 1", param=name)
+
+        def submit(item: Any, **options: Any) -> JobHandle:
+            return self.submit(
+                task, item, model=model, adapter=adapter, parameters=parameters, **options, **scheduling
+            )
+
+        results: Generator[Any, None, None]
+        if task == "text-generation":
+            results = in_order(
+                inputs, start=submit, finish=self.wait, abandon=self.cancel, window=window, on_error=on_error
+            )
+        else:
+            jobs = RowJobs(lambda some: submit(some, on_row_error="keep"), self.wait, self.cancel, error_of=error_of)
+            results = each_row(
+                in_order(
+                    chunks(inputs, rows),
+                    start=jobs.start,
+                    finish=jobs.finish,
+                    abandon=jobs.abandon,
+                    window=window,
+                    on_error="raise",
+                ),
+                on_error,
+            )
         return with_progress(results, task, inputs) if progress else results
 
     def stream(
         self,
         inputs: Inputs,
         *,
-        model: str,
+        model: str | None = None,
         adapter: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         timeout: float | None = None,
@@ -200,6 +232,27 @@ class JobCalls:
                 # The error that ended the stream, if one did, is the one to show.
                 with suppress(TandemError):
                     self.cancel(job)
+
+    def read_file(self, file: Mapping[str, Any]) -> bytes:
+        """An image, a sound or another file of a result, which stands there as `{"artifact", "path", …}`.
+
+        Raises UnknownArtifact; UnknownJob when the job's time to live is over.
+        """
+        content: bytes = self._transport.request("GET", str(file["path"]).removeprefix("/v1")).content
+        return content
+
+    def _upload_media(self, content: bytes) -> str:
+        return str(self._upload("media", io.BytesIO(content), "user_data").json()["id"])
+
+    def _upload(self, name: str, content: BinaryIO, purpose: str) -> httpx.Response:
+        # With a key of its own: one whose answer was lost may be sent again without making a second file.
+        return self._transport.request(
+            "POST",
+            "/files",
+            headers={"Idempotency-Key": new_key()},
+            files={"file": (name, content)},
+            data={"purpose": purpose},
+        )
 
     def _submit(self, spec: Mapping[str, Any], idempotency_key: str | None) -> JobHandle:
         key = idempotency_key or new_key()

@@ -65,6 +65,20 @@ def _attempt(call: Callable[[Input], Result], item: Input | TandemError, on_erro
         return error
 
 
+def each_row(
+    chunks: Generator[list[Result | TandemError] | TandemError, None, None], on_error: OnError
+) -> Generator[Result | TandemError, None, None]:
+    """The rows of all chunks, one after the other; a row's error is raised at its place, or kept there."""
+    with closing(chunks):
+        for chunk in chunks:
+            if isinstance(chunk, TandemError):
+                raise chunk
+            for row in chunk:
+                if on_error == "raise" and isinstance(row, TandemError):
+                    raise row
+                yield row
+
+
 def with_progress(
     results: Generator[Result, None, None], description: str, inputs: Iterable[object]
 ) -> Iterator[Result]:

@@ -184,9 +184,20 @@ class Model:
     tasks: tuple[str, ...]
     base: str | None
     """Of an adapter: the model it was trained on."""
+    default_for: tuple[str, ...]
+    """Tasks whose jobs it does when they name no model."""
+    resident: tuple[dict[str, Any], ...]
+    """The workers that have it in memory: `worker`, `device`, `task`, `bytes`, `load_seconds`."""
     record: dict[str, Any] = field(repr=False)
     """All that the service says of it."""
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Self:
-        return cls(record["id"], tuple(record.get("tasks", ())), record.get("base"), dict(record))
+        return cls(
+            record["id"],
+            tuple(record.get("tasks", ())),
+            record.get("base"),
+            tuple(record.get("default_for", ())),
+            tuple(record.get("resident", ())),
+            dict(record),
+        )

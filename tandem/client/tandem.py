@@ -7,20 +7,21 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 from tandem.client.endpoint import Endpoint
-from tandem.client.job_calls import new_key
 from tandem.client.queue_calls import QueueCalls
 from tandem.client.records import Adapter, JobHandle, Model, UploadedFile
 from tandem.client.scheduling import SchedulingOptions, scheduling_fields
 from tandem.client.transport import Transport
 from tandem.errors import InvalidRequest
+from tandem.specs.media import Purpose
 
 TIMEOUT_SECONDS = 60.0
 """One request's limit; waiting for a job has its own. An upload of 512 MB passes where the disk is not the limit."""
 Rows = Iterable[Mapping[str, Any]]
-"""Training rows: `{"messages": […]}` or `{"prompt": …, "completion": …}`."""
+"""Training rows: `{"messages": […]}` or `{"prompt": …, "completion": …}`; for heads `{"text": …, "label": …}`,
+`{"tokens": […], "tags": […]}` or `{"question": …, "context": …, "answers": {"text": […], "answer_start": […]}}`."""
 DataSet = Path | str | UploadedFile | Rows
 """A file's path, an uploaded file or its id, or rows."""
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
@@ -62,7 +63,7 @@ class Tandem(QueueCalls):
 
     # Files and training
 
-    def upload(self, source: Path | str | Rows, purpose: Literal["fine-tune", "batch"] = "fine-tune") -> UploadedFile:
+    def upload(self, source: Path | str | Rows, purpose: Purpose = "fine-tune") -> UploadedFile:
         """Upload a file, or rows as a file of JSON lines. Raises PayloadTooLarge, InvalidRequest."""
         if isinstance(source, (str, Path)):
             path = Path(source)
@@ -71,9 +72,9 @@ class Tandem(QueueCalls):
             except OSError as error:
                 raise InvalidRequest(f"the file {path} cannot be read: {error.strerror}", param="file") from error
             with content:
-                return self._upload(path.name, content, purpose)
+                return UploadedFile.read(self._upload(path.name, content, purpose).json())
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in source)
-        return self._upload("rows.jsonl", io.BytesIO(lines.encode()), purpose)
+        return UploadedFile.read(self._upload("rows.jsonl", io.BytesIO(lines.encode()), purpose).json())
 
     @overload
     def finetune(
@@ -82,6 +83,7 @@ class Tandem(QueueCalls):
         training: DataSet,
         validation: DataSet | None = None,
         *,
+        task: str | None = None,
         suffix: str | None = None,
         method: Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
@@ -95,6 +97,7 @@ class Tandem(QueueCalls):
         training: DataSet,
         validation: DataSet | None = None,
         *,
+        task: str | None = None,
         suffix: str | None = None,
         method: Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
@@ -107,6 +110,7 @@ class Tandem(QueueCalls):
         training: DataSet,
         validation: DataSet | None = None,
         *,
+        task: str | None = None,
         suffix: str | None = None,
         method: Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
@@ -115,6 +119,8 @@ class Tandem(QueueCalls):
     ) -> JobHandle | dict[str, Any]:
         """Train an adapter of `model`; with `wait`, return the result, which names it: `{"adapter", "metrics", …}`.
 
+        `task` is text-generation unless it says otherwise: text-classification, token-classification and
+        question-answering train an adapter with a head of its own, for any encoder that makes embeddings.
         A data set is a file's path, an uploaded file, or rows, which are uploaded first. `method` and
         `hyperparameters` are those of `tandem.specs`, such as `{"r": 8}` and `{"max_steps": 100}`;
         `scheduling` is as in `submit`.
@@ -126,6 +132,8 @@ class Tandem(QueueCalls):
         spec |= scheduling_fields(scheduling)
         if validation is not None:
             spec["validation_file"] = self._file_id(validation)
+        if task is not None:
+            spec["task"] = task
         if suffix is not None:
             spec["suffix"] = suffix
         if method is not None:
@@ -178,14 +186,3 @@ class Tandem(QueueCalls):
         if isinstance(data, str) and FILE_ID.fullmatch(data):
             return data
         return self.upload(data).id
-
-    def _upload(self, name: str, content: BinaryIO, purpose: str) -> UploadedFile:
-        # With a key of its own: one whose answer was lost may be sent again without making a second file.
-        response = self._transport.request(
-            "POST",
-            "/files",
-            headers={"Idempotency-Key": new_key()},
-            files={"file": (name, content)},
-            data={"purpose": purpose},
-        )
-        return UploadedFile.read(response.json())

@@ -23,6 +23,7 @@ from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
 from worker.engine.sequence import Sequence
 from worker.stall import STALLED_EXIT, ProgressSource, StallWatch, exit_stalled
+from worker.tasks.feature_extraction import FeatureExtraction
 
 STALL_SECONDS = 1.0
 SLICE_SECONDS = 0.05
@@ -136,7 +137,7 @@ def embed(watch: StallWatch, pace: str) -> None:
     """One text a forward, by a batcher whose token budget holds no two."""
     model, tokenizer = tiny_model("bert", "feature-extraction")
     slow_down(model, pace)
-    batcher = EncoderBatcher(model, tokenizer, "feature-extraction", token_budget=1, max_wait_seconds=0.0)
+    batcher = EncoderBatcher(FeatureExtraction(model, tokenizer), budget=1, max_wait_seconds=0.0)
     watch.add(ProgressSource("tiny encoder", batcher.is_busy, batcher.progress))
     batcher.start()
     batcher.run(["yes"] * FORWARDS, EmbeddingParameters())

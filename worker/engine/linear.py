@@ -49,6 +49,8 @@ class AdapterLinear(nn.Linear):
         output = F.linear(input, self.weight, self.bias)
         if self.pairs is None or not (slots := self.pairs.filled & self._bank.active):
             return output
+        if self._bank.has_runs:
+            return self._with_runs(input, output, self.pairs, slots)
         # All adapters of the step in one pair of products: each row is multiplied with the A of every slot in the
         # span, and all but its own adapter's part is set to 0 before B. Setting, not multiplying: 0 * inf is NaN,
         # and one adapter's overflow must not reach another's rows.
@@ -58,3 +60,15 @@ class AdapterLinear(nn.Linear):
         low = torch.mm(rows, self.pairs.a[ranks].t())
         low.masked_fill_(self._bank.foreign(first, end, head=self.is_head), 0)
         return torch.addmm(output.view(-1, self.out_features), low, self.pairs.b[ranks]).view(output.shape)
+
+    def _with_runs(
+        self, layer_input: torch.Tensor, output: torch.Tensor, pairs: AdapterPairs, slots: frozenset[int] | set[int]
+    ) -> torch.Tensor:
+        """Add each adapter's part to its own run of rows: no other adapter's rank costs anything there."""
+        rows = layer_input.reshape(-1, self.in_features)
+        flat = output.view(-1, self.out_features)
+        for slot, run in self._bank.runs(len(rows)):
+            if slot in slots:
+                ranks = slice(slot * self._bank.rank, (slot + 1) * self._bank.rank)
+                flat[run].addmm_(torch.mm(rows[run], pairs.a[ranks].t()), pairs.b[ranks])
+        return output

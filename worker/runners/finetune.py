@@ -17,7 +17,8 @@ from tandem.artifacts import ArtifactStore
 from tandem.errors import Draining, Paused, QueueUnavailable, UnknownArtifact
 from tandem.files import FileStore, StoredFile
 from tandem.specs import FineTuneSpec, TrainingRow
-from tandem.training_rows import read_rows
+from tandem.specs.finetune import RESIDENT_TASK, FineTuneTask
+from tandem.training_rows import labels_of, read_rows
 from worker.attempt import Attempt
 from worker.loading import ResidentModel
 from worker.residency import ResidentModels
@@ -61,18 +62,21 @@ class FineTuneRunner:
         # An earlier attempt may have died between publishing and finishing: its adapter stands.
         manifest = self._adapters.published(adapter)
         if manifest is None:
-            with self._residents.use((spec.model, spec.task)) as resident:
+            with self._residents.use((spec.model, RESIDENT_TASK[spec.task])) as resident:
                 manifest = self._train(attempt, spec, adapter, resident)
         self._adapters.publish(manifest)
         return {"adapter": manifest.id, "metrics": manifest.metrics}
 
     def _train(self, attempt: Attempt, spec: FineTuneSpec, adapter: str, resident: ResidentModel) -> AdapterManifest:
         attempt.check()
-        training, training_rows = self._rows(spec.training_file, "training_file")
+        training, training_rows = self._rows(spec.training_file, spec.task, "training_file")
         validation, validation_rows = (
-            (None, None) if spec.validation_file is None else self._rows(spec.validation_file, "validation_file")
+            (None, None)
+            if spec.validation_file is None
+            else self._rows(spec.validation_file, spec.task, "validation_file")
         )
         checkpoints = JobCheckpoints(attempt, self._artifacts)
+        assert resident.tokenizer is not None, "what is learned, is learned from texts"
         with (
             tempfile.TemporaryDirectory(prefix="tandem-training-") as name,
             self._stalls.watch_calls(
@@ -84,6 +88,7 @@ class FineTuneRunner:
                 outcome = train(
                     resident.model,
                     resident.tokenizer,
+                    task=spec.task,
                     base_name=resident.entry.hub or resident.entry.name,
                     base_revision=resident.entry.revision,
                     training_rows=training_rows,
@@ -110,6 +115,7 @@ class FineTuneRunner:
                 base=spec.model,
                 base_revision=resident.entry.revision,
                 task=spec.task,
+                labels=labels_of(spec.task, training_rows),
                 method=spec.method,
                 job_id=attempt.job.id,
                 training_data=training.digest,
@@ -129,9 +135,9 @@ class FineTuneRunner:
                 ):  # deleted by its owner during the training: the manifest names it only
                     self._artifacts.refresh(file.digest)
 
-    def _rows(self, file_id: str, param: str) -> tuple[StoredFile, list[TrainingRow]]:
+    def _rows(self, file_id: str, task: FineTuneTask, param: str) -> tuple[StoredFile, list[TrainingRow]]:
         file = self._files.get(file_id, param=param)
-        return file, list(read_rows(self._files.content(file), param=param))
+        return file, list(read_rows(self._files.content(file), task, param=param))
 
 
 class JobCheckpoints:

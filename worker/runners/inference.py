@@ -1,45 +1,126 @@
-"""Runs inference jobs: text generation in the continuous batch, encoder tasks in token-budget batches."""
+"""Runs inference jobs: text generation in the continuous batch, all other tasks in batches across jobs."""
 
-from typing import Any
+from collections.abc import Sequence as Many
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 from pydantic import TypeAdapter
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tandem.errors import AttemptStopped, InvalidRequest
-from tandem.specs import ChatMessage, InferenceSpec, TextGenerationSpec
+from tandem.adapters import AdapterStore
+from tandem.artifacts import ArtifactStore
+from tandem.errors import AttemptStopped, InvalidRequest, TandemError, UnsupportedTask
+from tandem.job import Failure
+from tandem.specs import AnyInferenceSpec, ChatMessage, InferenceSpec, Task, TextGenerationSpec
 from worker.adapter_cache import AdapterCache
 from worker.attempt import Attempt
+from worker.encoders import EncoderBatcher
+from worker.encoders.adapter_task import AdapterParameters, AdapterTask
+from worker.encoders.encoder_adapter import EncoderAdapter, read_encoder_adapter
+from worker.engine.adapter_weights import read_adapter
 from worker.engine.sequence import Sequence
-from worker.loading import ResidentModel
+from worker.loading import ADAPTERS, ResidentModel, one_loads, resident_task
+from worker.media.limits import MediaLimits
+from worker.media.reader import MediaReader
 from worker.residency import ResidentModels
+from worker.tasks import PipelineTask
+from worker.tasks.batched_task import BatchedTask
+from worker.tasks.result_files import ResultFiles
+from worker.tasks.text_generation import TextGenerationByGenerate
 
 _spec: TypeAdapter[Any] = TypeAdapter(InferenceSpec)
 
 
+MEDIA_AT_ONCE = 32
+"""Images or sounds of one job in memory together, decoded and as tensors: an image of DETR's size takes 13 MB."""
+
+
 class InferenceRunner:
     def __init__(
-        self, residents: ResidentModels[ResidentModel], adapters: AdapterCache, *, adapter_rank: int
+        self,
+        residents: ResidentModels[ResidentModel],
+        adapters: AdapterStore,
+        artifacts: ArtifactStore,
+        *,
+        adapter_rank: int,
+        media_limits: MediaLimits,
     ) -> None:
         self._residents = residents
-        self._adapters = adapters
-        self._adapter_rank = adapter_rank
+        self._adapters = AdapterCache(adapters, partial(read_adapter, rank_limit=adapter_rank))
+        self._encoder_adapters = AdapterCache(adapters, _read_encoder_adapter)
+        self._artifacts = artifacts
+        self._media_limits = media_limits
 
     def __call__(self, attempt: Attempt) -> dict[str, Any]:
         spec = _spec.validate_python(attempt.job.spec)
-        with self._residents.use((spec.model, spec.task)) as resident:
+        # An adapter of an encoder brings its own head: its base is resident without one.
+        brings_head = spec.adapter is not None and spec.task != "text-generation"
+        task: Task = "feature-extraction" if brings_head else spec.task
+        with self._residents.use((spec.model, resident_task(task))) as resident:
             if isinstance(spec, TextGenerationSpec):
+                if resident.engine is None:
+                    return self._generate_by_library(attempt, spec, resident)
                 return self._generate(attempt, spec, resident)
-            assert resident.encoder is not None
-            texts = [spec.inputs] if isinstance(spec.inputs, str) else list(spec.inputs)
-            rows = resident.encoder.run(texts, spec.parameters, should_stop=attempt.check)
-            return {"rows": rows, "prompt_tokens": count_tokens(resident.tokenizer, texts)}
+            return self._run_batched(attempt, spec, resident)
+
+    def _run_batched(self, attempt: Attempt, spec: AnyInferenceSpec, resident: ResidentModel) -> dict[str, Any]:
+        batcher, task, parameters = self._batched(spec, resident)
+        values: Many[Any] = spec.inputs if isinstance(spec.inputs, tuple) else (spec.inputs,)
+        run = partial(batcher.run, should_stop=attempt.check, keep_errors=spec.on_row_error == "keep")
+        if not isinstance(task, PipelineTask):
+            rows = run(values, parameters)
+        else:
+            path = f"/v1/jobs/{attempt.job.id}/artifacts"
+            files = ResultFiles(lambda content: self._artifacts.put(content).digest, path=path)
+            rows = []
+            portion = len(values) if task.unit == "tokens" else MEDIA_AT_ONCE
+            for first in range(0, len(values), portion):
+                inputs = self._read(attempt, spec, task, values[first : first + portion], first)
+                made = run(inputs, parameters, first=first)
+                rows += [row if isinstance(row, Exception) else task.present(row, files) for row in made]
+        result: dict[str, Any] = {"rows": [_row(row) for row in rows]}
+        if resident.tokenizer is not None and all(isinstance(value, str) for value in values):
+            result["prompt_tokens"] = count_tokens(resident.tokenizer, list(values))
+        return result
+
+    def _batched(
+        self, spec: AnyInferenceSpec, resident: ResidentModel
+    ) -> tuple[EncoderBatcher, BatchedTask[Any, Any], Any]:
+        """Who runs the job, what the task is to it, and with which parameters."""
+        if spec.adapter is None:
+            batcher = resident.batchers.get(spec.task)
+            return batcher, batcher.task, spec.parameters
+        adapter = self._encoder_adapters.get(spec.adapter, resident.model)
+        adapter.check_does(spec.task)
+        batcher = resident.batchers.get(ADAPTERS)
+        task = cast("AdapterTask", batcher.task).task_of(adapter)
+        return batcher, task, AdapterParameters(adapter, spec.parameters)
+
+    def _read(
+        self, attempt: Attempt, spec: AnyInferenceSpec, task: PipelineTask[Any], values: Many[Any], first: int
+    ) -> list[Any]:
+        """The pipeline's inputs; the error of one that cannot be read takes its place if errors are kept."""
+        media = MediaReader(self._artifacts.read, self._media_limits)
+        inputs: list[Any] = []
+        for place, value in enumerate(values, start=first):
+            attempt.check()
+            name = f"inputs[{place}]" if isinstance(spec.inputs, tuple) else "inputs"
+            try:
+                inputs.append(task.read(value, media, name))
+            except TandemError as error:
+                if spec.on_row_error == "fail":
+                    raise
+                inputs.append(error)
+        return inputs
 
     def _generate(self, attempt: Attempt, spec: TextGenerationSpec, resident: ResidentModel) -> dict[str, Any]:
         assert resident.engine is not None
+        assert resident.tokenizer is not None
         prompt = encode_prompt(resident.tokenizer, spec.inputs)
         adapter = None
         if spec.adapter is not None:
-            adapter = self._adapters.get(spec.adapter, resident.model, rank_limit=self._adapter_rank)
+            adapter = self._adapters.get(spec.adapter, resident.model)
         sequence = Sequence(
             prompt,
             spec.parameters,
@@ -65,6 +146,32 @@ class InferenceRunner:
             "completion_tokens": generated.completion_tokens,
             "path": "engine",
         }
+
+    def _generate_by_library(
+        self, attempt: Attempt, spec: TextGenerationSpec, resident: ResidentModel
+    ) -> dict[str, Any]:
+        """For a model that the engine cannot hold, as its result says. It streams nothing and takes no adapters."""
+        if spec.adapter is not None:
+            raise UnsupportedTask(
+                f"{spec.model!r} is served by the library's generate(), which takes no adapters", param="adapter"
+            )
+        batcher = resident.batchers.get(spec.task)
+        task = cast("TextGenerationByGenerate", batcher.task)
+        prompt = task.read(spec.inputs, MediaReader(self._artifacts.read, self._media_limits), "inputs")
+        (row,) = batcher.run([prompt], spec.parameters, should_stop=attempt.check)
+        generated: dict[str, Any] = row
+        return generated
+
+
+def _read_encoder_adapter(adapter: str, folder: Path, body: PreTrainedModel) -> EncoderAdapter:
+    # Building a headed class may switch torch's default dtype for the whole process meanwhile, as loading does.
+    with one_loads:
+        return read_encoder_adapter(adapter, folder, body)
+
+
+def _row(row: Any) -> Any:
+    """One input's result, or its error where errors are kept."""
+    return {"error": Failure.of(row).model_dump(mode="json")} if isinstance(row, Exception) else row
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, inputs: str | tuple[ChatMessage, ...]) -> list[int]:

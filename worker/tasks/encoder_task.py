@@ -1,7 +1,7 @@
 """What the encoder tasks share: how a text becomes token ids, and how rows of ids become one padded batch."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem.errors import InvalidRequest, PromptTooLong
+from worker.tasks.batched_task import BatchedTask, Pause
 
 ParametersT = TypeVar("ParametersT")
 ResultT = TypeVar("ResultT")
@@ -22,15 +23,17 @@ class EncodedText:
     token_type_ids: list[int] | None
     """None where the tokenizer makes none."""
 
+    @property
+    def company(self) -> None:
+        """Any texts run together."""
+        return
+
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
-class EncoderTask(ABC, Generic[ParametersT, ResultT]):
-    """One task on one loaded model: encode texts, run a padded batch, turn each row's output into its result.
-
-    A row's output and result do not depend on the rows beside it, beyond rounding.
-    """
+class EncoderTask(BatchedTask[ParametersT, EncodedText], Generic[ParametersT, ResultT]):
+    """A task whose input is one text and one piece: run a padded batch, turn each row's output into its result."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """`model` has the head that MODEL_CLASSES names for the task; `tokenizer` is a fast tokenizer."""
@@ -45,7 +48,7 @@ class EncoderTask(ABC, Generic[ParametersT, ResultT]):
         # made here, because switching while another thread encodes is an error in the tokenizers library.
         self._tokenize([""])
 
-    def encode(self, texts: Sequence[str], parameters: ParametersT) -> list[EncodedText]:
+    def encode(self, inputs: Sequence[str], parameters: ParametersT, *, first: int = 0) -> list[list[EncodedText]]:
         """Token ids of each text, in order. Safe to call from several threads.
 
         Raises:
@@ -53,10 +56,14 @@ class EncoderTask(ABC, Generic[ParametersT, ResultT]):
             InvalidRequest: a text cannot be used for this task.
             Both name the input by its index, as `inputs[3]`.
         """
+        names = [f"inputs[{first + place}]" for place in range(len(inputs))]
+        return [[row] for row in self.encode_named(inputs, names, parameters)]
+
+    def encode_named(self, texts: Sequence[str], names: Sequence[str], parameters: ParametersT) -> list[EncodedText]:
+        """The same, with a name of its own for each text in errors."""
         encoded = self._tokenize(texts)
         rows = []
-        for index, ids in enumerate(encoded["input_ids"]):
-            name = f"inputs[{index}]"
+        for index, (name, ids) in enumerate(zip(names, encoded["input_ids"], strict=True)):
             kinds = encoded["token_type_ids"][index] if "token_type_ids" in encoded else None
             row = EncodedText(ids, kinds)
             if not ids:
@@ -83,13 +90,21 @@ class EncoderTask(ABC, Generic[ParametersT, ResultT]):
     def check(self, row: EncodedText, name: str) -> None:
         """Refuse a row that the task cannot use, with InvalidRequest(param=name); takes every row by default."""
 
-    @abstractmethod
-    def forward(self, rows: Sequence[EncodedText]) -> Tensor:
-        """One forward over a padded batch; float32 on the CPU, [rows, …], one entry a row."""
+    def forward(self, pieces: Sequence[EncodedText], pause: Pause) -> Sequence[Tensor]:  # noqa: ARG002 - one step
+        """One forward over a padded batch."""
+        return list(self.run_rows(pieces))
+
+    def result(self, outputs: Sequence[Tensor], pieces: Sequence[EncodedText], parameters: ParametersT) -> ResultT:
+        """The row's result, from its only piece."""
+        return self.row_result(outputs[0], pieces[0], parameters)
 
     @abstractmethod
-    def result(self, output: Tensor, row: EncodedText, parameters: ParametersT) -> ResultT:
-        """The row's result in huggingface_hub's output shape, from its entry of `forward`."""
+    def run_rows(self, rows: Sequence[EncodedText]) -> Iterable[Tensor]:
+        """One forward over a padded batch; float32 on the CPU, one entry a row (or a tensor [rows, …])."""
+
+    @abstractmethod
+    def row_result(self, output: Tensor, row: EncodedText, parameters: ParametersT) -> ResultT:
+        """The row's result in huggingface_hub's output shape, from its entry of `run_rows`."""
 
     def pad(self, rows: Sequence[EncodedText]) -> dict[str, Tensor]:
         """The model's inputs, each [rows, longest], padded at the end, on the model's device."""
@@ -107,14 +122,19 @@ class EncoderTask(ABC, Generic[ParametersT, ResultT]):
             batch["token_type_ids"] = padded(kinds, self.tokenizer.pad_token_type_id)
         return batch
 
-    def _tokenize(self, texts: Sequence[str]) -> Any:
+    def _tokenize(self, texts: Sequence[Any]) -> Any:
+        return self.tokenize_columns(list(texts))
+
+    def tokenize_columns(self, texts: list[str], pairs: list[str] | None = None) -> Any:
+        """`input_ids`, `special_tokens_mask` and perhaps `token_type_ids` of each text, or of it and its pair."""
         return self.tokenizer(
-            list(texts),
+            texts,
+            pairs,
             padding=False,
             truncation=False,
             return_attention_mask=False,
             return_special_tokens_mask=True,
-            verbose=False,  # no remark on long texts: they are refused by name below
+            verbose=False,  # no remark on long texts: they are refused by name
         )
 
 

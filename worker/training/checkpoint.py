@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tandem.errors import InvalidRequest
 from tandem.specs import Hyperparameters, LoraMethod
+from tandem.specs.finetune import FineTuneTask
 from worker.training.data import EncodedData
 
 TENSORS_FILE = "tensors.safetensors"
@@ -57,6 +58,7 @@ class Subject(_Part):
     """What is trained. A checkpoint continues this and nothing else."""
 
     base: Base
+    task: FineTuneTask = "text-generation"
     data: str
     """SHA-256 of the encoded rows: see `data_digest`."""
     method: LoraMethod
@@ -64,7 +66,7 @@ class Subject(_Part):
 
 
 class Course(_Part):
-    """How far a training has come, beside its tensors. Losses are means over answer tokens, in nats."""
+    """How far a training has come, beside its tensors. Losses are means over answer tokens (labels), in nats."""
 
     step: int
     """Optimizer steps completed."""
@@ -104,13 +106,17 @@ class Checkpoint:
 
 
 def data_digest(training: EncodedData, validation: EncodedData | None) -> str:
-    """SHA-256 of all examples' token ids and labels, in order."""
+    """SHA-256 of all examples' token ids and labels, in order, and of what the labels mean."""
     sha = hashlib.sha256()
     for data in (training, validation):
         examples = data.examples if data is not None else ()
         sha.update(array("q", [len(examples)]).tobytes())
         for example in examples:
-            sha.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]).tobytes())
+            # How many labels and token types there are follows from the task and the model.
+            numbers = (*example.input_ids, *example.labels, *(example.token_type_ids or ()))
+            sha.update(array("q", [len(example.input_ids), *numbers]).tobytes())
+    if training.labels:
+        sha.update(json.dumps(training.labels).encode())
     return sha.hexdigest()
 
 
@@ -157,7 +163,12 @@ def read_checkpoint(folder: Path, subject: Subject) -> Checkpoint:
 
 
 def _refuse_other(found: Subject, wanted: Subject) -> None:
-    for part, what in (("data", "rows"), ("method", "method"), ("hyperparameters", "hyperparameters")):
+    for part, what in (
+        ("task", "task"),
+        ("data", "rows"),
+        ("method", "method"),
+        ("hyperparameters", "hyperparameters"),
+    ):
         if getattr(found, part) != getattr(wanted, part):
             raise InvalidRequest(
                 f"the checkpoint is of a training with other {what}: go on with those, or start anew without it",

@@ -1,4 +1,4 @@
-"""From rows of a training file to token ids with labels, and to padded batches."""
+"""Token ids with labels: what every task's rows become, and how the rows of text-generation do."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tandem.errors import InvalidTrainingData
-from tandem.specs import ChatMessage, ChatRow, CompletionRow, TrainingRow
+from tandem.specs import ChatMessage, ChatRow, CompletionRow
 from worker.training.loss import IGNORED_LABEL
 
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
@@ -20,10 +20,13 @@ GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row as tokens; `labels` repeats the answer's ids and is -100 elsewhere. Both have the same length."""
+    """One row, or one window of a longer row, as tokens."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    """Which they are is the task's matter. For text-generation one a token: the answer's ids, and -100 elsewhere."""
+    token_type_ids: tuple[int, ...] | None = None
+    """Which of two texts a token belongs to; None where the tokenizer does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,11 @@ class DataReport:
     tokens: int
     """Tokens of the examples that are used, prompts included."""
     answer_tokens: int
-    """Of these, the tokens that carry loss."""
+    """Of these, the tokens that carry loss. Where a head is learned, the labels that do: one for each class, tagged
+    word, and start or end of a window's answer."""
     truncated_rows: int
-    """Rows longer than the limit, cut at their end; they count among the dropped ones too if those are dropped."""
+    """Rows longer than the limit, cut at their end or into windows; they count among the dropped ones too if those
+    are dropped."""
     dropped_rows: int
     """Rows of which no answer is left."""
 
@@ -45,6 +50,8 @@ class DataReport:
 class EncodedData:
     examples: tuple[Example, ...]
     report: DataReport
+    labels: tuple[str, ...] = ()
+    """What the labels' numbers mean, where they are numbers of classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ class _Piece:
 
 
 def encode_rows(
-    rows: Sequence[TrainingRow],
+    rows: Sequence[ChatRow | CompletionRow],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     *,
@@ -86,14 +93,17 @@ def encode_rows(
             dropped += 1
     if not examples:
         raise InvalidTrainingData(_nothing_left(len(rows), max_tokens), param=param)
-    report = DataReport(
-        rows=len(rows),
+    return EncodedData(tuple(examples), report_on(examples, rows=len(rows), truncated=truncated, dropped=dropped))
+
+
+def report_on(examples: Sequence[Example], *, rows: int, truncated: int, dropped: int) -> DataReport:
+    return DataReport(
+        rows=rows,
         tokens=sum(len(example.input_ids) for example in examples),
         answer_tokens=sum(label != IGNORED_LABEL for example in examples for label in example.labels),
         truncated_rows=truncated,
         dropped_rows=dropped,
     )
-    return EncodedData(tuple(examples), report)
 
 
 def _nothing_left(rows: int, max_tokens: int) -> str:
@@ -244,13 +254,14 @@ class PaddedBatch:
         self._padding = next(token for token in candidates if isinstance(token, int))
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        longest = max(len(example.input_ids) for example in examples)
-
-        def padded(sequences: Sequence[Sequence[int]], padding: int) -> Tensor:
-            return torch.tensor([[*sequence, *[padding] * (longest - len(sequence))] for sequence in sequences])
-
         return {
             "input_ids": padded([example.input_ids for example in examples], self._padding),
             "attention_mask": padded([[1] * len(example.input_ids) for example in examples], 0),
             "labels": padded([example.labels for example in examples], IGNORED_LABEL),
         }
+
+
+def padded(sequences: Sequence[Sequence[int]], padding: int) -> Tensor:
+    """[sequences, the longest one's length], padded on the right."""
+    longest = max(len(sequence) for sequence in sequences)
+    return torch.tensor([[*sequence, *[padding] * (longest - len(sequence))] for sequence in sequences])

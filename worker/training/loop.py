@@ -1,5 +1,6 @@
 """Train an adapter on the twin of a resident model: from rows to a PEFT folder."""
 
+import copy
 import gc
 import json
 import tempfile
@@ -8,15 +9,15 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem.specs import Hyperparameters, LoraMethod, TrainingRow
+from tandem.specs.finetune import FineTuneTask
 from worker.training.arguments import training_arguments
 from worker.training.checkpoint import (
     Base,
@@ -26,10 +27,12 @@ from worker.training.checkpoint import (
     data_digest,
     read_checkpoint,
 )
-from worker.training.data import DataReport, EncodedData, PaddedBatch, encode_rows
+from worker.training.data import EncodedData
+from worker.training.heads import build_headed_twin, draw_head, head_names
 from worker.training.keeper import SAVE_SECONDS, CheckpointKeeper
-from worker.training.loss import AnswerLoss
 from worker.training.methods import peft_config
+from worker.training.objectives import Objective, objective_for
+from worker.training.outcome import TrainingOutcome, outcome_of
 from worker.training.randomness import SeededTurns, python_and_numpy_states_kept
 from worker.training.resumption import Event
 from worker.training.trained_state import check_fits
@@ -37,31 +40,11 @@ from worker.training.trainer import TurnTrainer
 from worker.training.turns import Turns
 from worker.training.twin import build_twin, give_way_at_layers
 
+__all__ = ["TrainingOutcome", "train"]
+
 _only_training = threading.Lock()
 """accelerate keeps the state of gradient accumulation in one object a process: two trainings at once would skip each
 other's optimizer steps."""
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """What a training has come to. Losses are means over answer tokens, in nats."""
-
-    steps: int
-    epochs: float
-    train_loss: float
-    """Mean of the last optimizer steps (up to ten)."""
-    first_train_loss: float
-    """Of the first optimizer step, before anything was learned."""
-    validation_loss_before: float | None
-    validation_loss_after: float | None
-    tokens: int
-    """Tokens trained on, prompts included and padding not, over all epochs."""
-    seconds: float
-    """Wall time, serving's turns and the attempts before a resumption included."""
-    history: tuple[dict[str, Any], ...]
-    """The events of type `metrics` and `evaluation`, in order."""
-    training_data: DataReport
-    validation_data: DataReport | None
 
 
 def train(
@@ -77,12 +60,17 @@ def train(
     on_event: Callable[[dict[str, Any]], None],
     check: Callable[[], None],
     folder: Path,
+    task: FineTuneTask = "text-generation",
     base_revision: str | None = None,
     resume_from: Path | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> TrainingOutcome:
     """Train an adapter for `resident` and write it into `folder`, as PEFT reads it.
+
+    For text-generation the resident is the language model. For every other `task` it is a body without a head; the
+    head that the task needs is new, is trained and written with the adapter, and `folder` has a `config.json` with
+    what its outputs mean.
 
     The resident is neither changed nor moved, and serves on between turns. The same rows, settings and seed give
     the same adapter, bit for bit where the device's arithmetic repeats itself, whatever is served meanwhile.
@@ -103,7 +91,8 @@ def train(
     made on another base) is reported as a `warning` event, and the training starts anew: the job loses time, not
     its result.
 
-    Raises InvalidTrainingData for rows that cannot be used, InvalidRequest for targets that the model lacks, for a
+    Raises InvalidTrainingData for rows that cannot be used, UnsupportedTask for a model that does not learn `task`,
+    InvalidRequest for targets that the model lacks, for a
     training that diverges and (param `resume_from`) for a checkpoint with other rows or settings,
     ConfigurationError for a resident that is not on the process's only device, and RuntimeError when another
     training runs in this process.
@@ -111,9 +100,11 @@ def train(
     if not _only_training.acquire(blocking=False):
         raise RuntimeError("one training at a time in a process: run this one when the other has ended")
     try:
-        data = _encode(tokenizer, resident, training_rows, validation_rows, hyperparameters.max_tokens)
+        objective = objective_for(task, resident, tokenizer, hyperparameters.max_tokens, training_rows)
+        data = _encode(objective, training_rows, validation_rows)
         subject = Subject(
             base=Base(name=base_name, revision=base_revision, dtype=str(resident.dtype)),
+            task=task,
             data=data_digest(*data),
             method=method,
             hyperparameters=hyperparameters,
@@ -129,8 +120,8 @@ def train(
             return _train(
                 resident,
                 subject,
+                objective,
                 data,
-                PaddedBatch(tokenizer),
                 seeded,
                 on_event,
                 check,
@@ -151,25 +142,19 @@ def train(
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase,
-    resident: PreTrainedModel,
-    training_rows: Sequence[TrainingRow],
-    validation_rows: Sequence[TrainingRow] | None,
-    max_tokens: int,
+    objective: Objective, training_rows: Sequence[TrainingRow], validation_rows: Sequence[TrainingRow] | None
 ) -> tuple[EncodedData, EncodedData | None]:
-    context = getattr(resident.config.get_text_config(), "max_position_embeddings", None)
-    limit = min(max_tokens, context or max_tokens)
-    training = encode_rows(training_rows, tokenizer, limit)
+    training = objective.encode(training_rows)
     if not validation_rows:
         return training, None
-    return training, encode_rows(validation_rows, tokenizer, limit, param="validation_file")
+    return training, objective.encode(validation_rows, param="validation_file")
 
 
 def _train(
     resident: PreTrainedModel,
     subject: Subject,
+    objective: Objective,
     data: tuple[EncodedData, EncodedData | None],
-    collate: PaddedBatch,
     turns: SeededTurns,
     on_event: Callable[[Event], None],
     check: Callable[[], None],
@@ -181,11 +166,13 @@ def _train(
     training, validation = data
     started = time.perf_counter()
     check()
-    twin = build_twin(resident)
+    twin = build_twin(resident) if objective.head is None else build_headed_twin(resident, objective.head)
     with turns.training(), python_and_numpy_states_kept():
-        loss = AnswerLoss(twin, turns.give_way)
+        if objective.head is not None:
+            draw_head(twin)
+        loss = objective.loss(twin, turns.give_way)
         turns.give_way()
-        model = _with_adapter(twin, subject.method, subject.base.name)
+        model = _with_adapter(twin, subject.method, subject.base.name, objective)
     checkpoint = None if resume_from is None else _usable_checkpoint(resume_from, subject, model, on_event)
     arguments = training_arguments(
         subject.hyperparameters,
@@ -200,8 +187,9 @@ def _train(
             arguments,
             training=training.examples,
             validation=validation.examples if validation else (),
-            collate=collate,
+            collate=objective.collate,
             loss=loss,
+            new_metric=lambda: objective.metric(validation) if validation else None,
             turns=turns,
             check=check,
             on_event=on_event,
@@ -212,7 +200,7 @@ def _train(
     trainer.run(checkpoint)
     trainer.check()
     _save(model, folder)
-    return _outcome(trainer, training, validation)
+    return outcome_of(trainer, training, validation)
 
 
 def _usable_checkpoint(
@@ -227,44 +215,47 @@ def _usable_checkpoint(
     return checkpoint
 
 
-def _outcome(trainer: TurnTrainer, training: EncodedData, validation: EncodedData | None) -> TrainingOutcome:
-    losses = trainer.validation_losses
-    assert trainer.first_loss is not None, "a training has at least one step"
-    return TrainingOutcome(
-        steps=trainer.state.global_step,
-        epochs=float(trainer.state.epoch or 0.0),
-        train_loss=sum(trainer.last_losses) / len(trainer.last_losses),
-        first_train_loss=trainer.first_loss,
-        validation_loss_before=losses[0] if losses else None,
-        validation_loss_after=losses[-1] if losses else None,
-        tokens=trainer.trained_tokens,
-        seconds=trainer.seconds,
-        history=tuple(trainer.history),
-        training_data=training.report,
-        validation_data=validation.report if validation else None,
+def _with_adapter(twin: PreTrainedModel, method: LoraMethod, base_name: str, objective: Objective) -> PeftModel:
+    config = peft_config(
+        method,
+        twin,
+        base_name=base_name,
+        task_type=objective.task_type,
+        trained_whole=() if objective.head is None else head_names(twin),
     )
-
-
-def _with_adapter(twin: PreTrainedModel, method: LoraMethod, base_name: str) -> PeftModel:
     twin.name_or_path = base_name  # PEFT takes the name that the adapter's config gives to its base from here
     with warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 has renamed; both names hold the same until v6.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        model = get_peft_model(twin, peft_config(method, twin, base_name=base_name))
+        model = get_peft_model(twin, config)
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT made a {type(model).__name__}, whose adapter cannot be saved alone")
     return model
 
 
 def _save(model: PeftModel, folder: Path) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`; on an error nothing is left in `folder`."""
+    """Write `adapter_model.safetensors`, `adapter_config.json` and, for a model with a new head, its `config.json`;
+    on an error nothing is left in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as unfinished:
-        # Only the layers' adapters are trained, so PEFT need not ask a hub whether the vocabulary has grown.
+        # Only the layers' adapters and a head are trained, so PEFT need not ask a hub whether the vocabulary has
+        # grown.
         model.save_pretrained(unfinished, save_embedding_layers=False)
         config_file = Path(unfinished) / "adapter_config.json"
         config = json.loads(config_file.read_text())
         config["target_modules"].sort()  # a set in PEFT: its order differs from process to process
+        names = ["adapter_model.safetensors", "adapter_config.json"]
+        if config["modules_to_save"] is not None:
+            # PEFT adds its own names for the task's head to those that it was given.
+            config["modules_to_save"] = sorted(set(config["modules_to_save"]))
+            _save_model_config(cast("PreTrainedModel", model.get_base_model()), Path(unfinished) / "config.json")
+            names.append("config.json")
         config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
+        for name in names:
             (Path(unfinished) / name).replace(folder / name)
+
+
+def _save_model_config(model: PreTrainedModel, file: Path) -> None:
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.to_json_file(str(file))

@@ -1,6 +1,7 @@
 """From the method of a spec to PEFT's config, checked against the model that is trained."""
 
 import re
+from collections.abc import Sequence
 from typing import cast
 
 from peft import LoraConfig
@@ -13,15 +14,25 @@ from tandem.errors import InvalidRequest
 from tandem.specs import LoraMethod
 
 
-def peft_config(method: LoraMethod, model: PreTrainedModel, *, base_name: str | None = None) -> LoraConfig:
+def peft_config(
+    method: LoraMethod,
+    model: PreTrainedModel,
+    *,
+    base_name: str | None = None,
+    task_type: str = "CAUSAL_LM",
+    trained_whole: Sequence[str] = (),
+) -> LoraConfig:
     """PEFT's config for `method` on `model`, which is its base and called `base_name` in the adapter's folder.
+
+    `task_type` is PEFT's name for the task. `trained_whole`: children of the model that are trained and saved as
+    they are, without low-rank matrices: a new head.
 
     Raises InvalidRequest (param `method.target_modules`) when a target names no linear layer of the model, or when
     none is given and the model's attention has none.
     """
-    targets = _targets(method, model)
+    targets = _targets(method, model, linear_paths(model, besides=trained_whole))
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         base_model_name_or_path=base_name,
         r=method.r,
         lora_alpha=cast("int", method.alpha),  # PEFT says int and only divides it by the rank
@@ -29,11 +40,11 @@ def peft_config(method: LoraMethod, model: PreTrainedModel, *, base_name: str | 
         bias="none",
         fan_in_fan_out=_stored_transposed(model, targets),
         target_modules=targets,
+        modules_to_save=list(trained_whole) or None,
     )
 
 
-def _targets(method: LoraMethod, model: PreTrainedModel) -> list[str]:
-    paths = linear_paths(model)
+def _targets(method: LoraMethod, model: PreTrainedModel, paths: list[str]) -> list[str]:
     if method.target_modules is None:
         return _default_targets(model, paths)
     unknown = [target for target in method.target_modules if not any(_names(target, path) for path in paths)]
@@ -64,13 +75,14 @@ def _default_targets(model: PreTrainedModel, paths: list[str]) -> list[str]:
     return sorted(attention)
 
 
-def linear_paths(model: PreTrainedModel) -> list[str]:
-    """Paths of the linear layers that can be adapted: all but the head, which serving shares among adapters."""
+def linear_paths(model: PreTrainedModel, *, besides: Sequence[str] = ()) -> list[str]:
+    """Paths of the linear layers that can be adapted: all but those in the children `besides`, and but a language
+    model's head, which serving shares among adapters."""
     head = model.get_output_embeddings()
     return [
         path
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and path.partition(".")[0] not in besides
     ]
 
 

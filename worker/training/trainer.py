@@ -20,9 +20,10 @@ from transformers import (
 
 from tandem.errors import InvalidRequest
 from worker.training.checkpoint import Checkpoint
-from worker.training.data import Example, PaddedBatch
+from worker.training.data import Example
 from worker.training.keeper import CheckpointKeeper
-from worker.training.loss import IGNORED_LABEL, AnswerLoss
+from worker.training.loss import IGNORED_LABEL
+from worker.training.objectives.objective import Loss, Metric
 from worker.training.randomness import SeededTurns
 from worker.training.resumption import Event, ResumableTrainer
 
@@ -46,11 +47,11 @@ class TurnTrainer(ResumableTrainer):
     A turn reaches from the forward pass to the end of the backward pass and, where one follows, of the optimizer's
     step. Data, events and `check` lie between turns, so that a slow reader of events delays no serving.
 
-    The loss is the mean over the answer tokens of all micro steps of an optimizer step, whatever their lengths, and
-    in evaluation over all those of the validation set.
+    The loss is the mean over the labels (answer tokens, or classes) of all micro steps of an optimizer step, however
+    they are spread, and in evaluation over all those of the validation set.
     """
 
-    loss_is_scaled_for_ga = True  # our loss is divided by the tokens of the whole accumulated batch
+    loss_is_scaled_for_ga = True  # our loss is divided by the labels of the whole accumulated batch
 
     def __init__(
         self,
@@ -59,14 +60,16 @@ class TurnTrainer(ResumableTrainer):
         *,
         training: Sequence[Example],
         validation: Sequence[Example],
-        collate: PaddedBatch,
-        loss: AnswerLoss,
+        collate: Callable[[Sequence[Example]], dict[str, Tensor]],
+        loss: Loss,
+        new_metric: Callable[[], Metric | None],
         turns: SeededTurns,
         check: Callable[[], None],
         on_event: Callable[[Event], None],
         keeper: CheckpointKeeper | None,
         started: float,
     ) -> None:
+        """`new_metric` gives each evaluation figures of its own."""
         super().__init__(
             cast("nn.Module", model),
             args,
@@ -81,9 +84,10 @@ class TurnTrainer(ResumableTrainer):
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to the worker
         self.add_callback(_Boundaries(self))
-        # Lets Trainer count the batch's answer tokens even for a model whose own loss would not take their number.
+        # Lets Trainer count the batch's labels even for a model whose own loss would not take their number.
         self.model_accepts_loss_kwargs = True
-        self._answer_loss = loss
+        self._loss = loss
+        self._new_metric = new_metric
         self._turn = ExitStack()
         self._step_loss = 0.0
         self._last_report = (perf_counter(), 0)
@@ -115,8 +119,9 @@ class TurnTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         if return_outputs or num_items_in_batch is None:
-            raise ValueError("this loss is for training steps: it has no outputs and needs the number of tokens")
-        return self._answer_loss(inputs["input_ids"], inputs["labels"], num_items_in_batch)
+            raise ValueError("this loss is for training steps: it has no outputs and needs the number of labels")
+        loss, _ = self._loss(inputs, num_items_in_batch)
+        return loss
 
     def evaluate(
         self,
@@ -124,19 +129,25 @@ class TurnTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,  # noqa: ARG002 - Trainer's signature
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """The mean loss of the validation set's answer tokens, under `eval_loss`; it is reported as an event."""
+        """The mean loss of the validation set's labels, under `eval_loss`; it is reported as an event, with what the
+        metric finds."""
         self._evaluation_due = True
         self.at_step_end()
         cast("nn.Module", self.model).eval()
-        total, tokens = 0.0, 0
+        metric = self._new_metric()
+        total, labels = 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
             self.check()
             with self._turns.training(), torch.no_grad():
-                total += float(self._answer_loss(batch["input_ids"], batch["labels"], 1.0))
-                tokens += int((batch["labels"] != IGNORED_LABEL).sum())
-        loss = self._finite(total / tokens, "validation loss")
+                loss_sum, logits = self._loss(batch, 1.0)
+                total += float(loss_sum)
+                labels += int((batch["labels"] != IGNORED_LABEL).sum())
+                if metric is not None and logits is not None:
+                    metric.add(logits)
+        loss = self._finite(total / labels, "validation loss")
         self.validation_losses.append(loss)
-        self._report({"type": "evaluation", "step": self.state.global_step, "loss": loss})
+        figures = {} if metric is None else metric.figures()
+        self._report({"type": "evaluation", "step": self.state.global_step, "loss": loss, **figures})
         self._evaluation_due = False
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

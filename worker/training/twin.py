@@ -36,14 +36,15 @@ def build_twin(resident: PreTrainedModel) -> PreTrainedModel:
     # its weights.
     with torch.device("meta"):
         twin: PreTrainedModel = type(resident)(config)
-    _share_parameters(resident, twin)
-    _copy_buffers(resident, twin)
+    share_parameters(resident, twin)
+    copy_buffers(resident, twin)
     twin.tie_weights()
     twin.eval()
     return twin
 
 
-def _share_parameters(resident: PreTrainedModel, twin: PreTrainedModel) -> None:
+def share_parameters(resident: nn.Module, twin: nn.Module) -> None:
+    """Put the resident's memory under each parameter of `twin`. Raises ValueError when the resident lacks one."""
     theirs = dict(resident.named_parameters(remove_duplicate=False))
     names = [name for name, _ in twin.named_parameters(remove_duplicate=False)]
     if missing := [name for name in names if name not in theirs]:
@@ -52,8 +53,11 @@ def _share_parameters(resident: PreTrainedModel, twin: PreTrainedModel) -> None:
     twin.load_state_dict({name: theirs[name].detach() for name in names}, strict=False, assign=True)
 
 
-def _copy_buffers(resident: PreTrainedModel, twin: PreTrainedModel) -> None:
-    """Copy every buffer, also those that no state_dict holds, such as rotary frequencies."""
+def copy_buffers(resident: nn.Module, twin: nn.Module) -> None:
+    """Copy every buffer, also those that no state_dict holds, such as rotary frequencies.
+
+    Raises ValueError when the resident lacks one.
+    """
     theirs = dict(resident.named_buffers(remove_duplicate=False))
     for name, _ in list(twin.named_buffers(remove_duplicate=False)):
         if name not in theirs:

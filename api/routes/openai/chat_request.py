@@ -4,19 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tandem.specs import (
-    MAX_INPUT_CHARACTERS,
-    MAX_MESSAGES,
-    MAX_NEW_TOKENS,
-    MAX_STOP_CHARACTERS,
-    MAX_STOP_STRINGS,
-    ChatMessage,
-    GenerationParameters,
-    Name,
-    Priority,
-    Spec,
-    TextGenerationSpec,
-)
+from tandem.specs import ChatMessage, GenerationParameters, Name, Priority, Spec, TextGenerationSpec
+from tandem.specs.base import MAX_INPUT_CHARACTERS, MAX_NEW_TOKENS
+from tandem.specs.generation import MAX_MESSAGES, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
 DEFAULT_MAX_TOKENS = 256
 """Tokens of an answer if the request names no limit (OpenAI's has none: one client could fill a whole context)."""

@@ -62,7 +62,7 @@ def test_files_are_listed_in_pages_and_by_purpose(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("data", "files", "param", "said"),
     [
-        ({"purpose": "vision"}, {"file": b"x"}, "purpose", "'fine-tune'"),
+        ({"purpose": "assistants"}, {"file": b"x"}, "purpose", "'fine-tune'"),
         ({}, {"file": b"x"}, "purpose", "missing"),
         ({"purpose": "batch"}, {"other": b"x"}, "file", "missing"),
         ({"purpose": "batch", "file": "no file"}, {"other": b"x"}, "file", "must be a file"),

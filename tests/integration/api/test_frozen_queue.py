@@ -38,6 +38,7 @@ NAMES = {
     "adapter": "ft:none",
     "model": "ft:none",
     "name": "tandem.inference.none",
+    "artifact": "artifact-none",
 }
 
 

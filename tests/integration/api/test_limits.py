@@ -67,6 +67,11 @@ def test_every_route_is_described(api_url: str) -> None:
     }
     assert all(operation.get("description") for operation in operations.values())
     assert {
+        "GET /metrics",
+        "GET /hf/models/{model}/health",
+        "POST /hf/models/{model}",
+        "POST /hf/models/{model}/pipeline/{task}",
+        "GET /v1/jobs/{job_id}/artifacts/{artifact}",
         "POST /v1/jobs",
         "GET /v1/jobs",
         "GET /v1/jobs/{job_id}",

@@ -49,7 +49,7 @@ def test_bases_and_adapters_are_models(client: httpx.Client, adapter: AdapterMan
     assert page["object"] == "list"
     assert models[CHAT_MODEL]["tasks"] == ["text-generation"]
     assert (models[CHAT_MODEL]["root"], models[CHAT_MODEL]["parent"]) == (CHAT_MODEL, None)
-    assert models[EMBEDDING_MODEL]["tasks"] == ["feature-extraction"]
+    assert models[EMBEDDING_MODEL]["tasks"] == ["feature-extraction", "sentence-similarity"]
     assert models[adapter.id] == {
         "id": adapter.id,
         "object": "model",
@@ -59,6 +59,8 @@ def test_bases_and_adapters_are_models(client: httpx.Client, adapter: AdapterMan
         "parent": CHAT_MODEL,
         "base": CHAT_MODEL,
         "tasks": ["text-generation"],
+        "default_for": [],
+        "resident": [],
     }
     for name, model in models.items():
         assert client.get(f"/v1/models/{name}").json() == model

@@ -16,13 +16,13 @@ from tandem.errors import (
     OutOfMemory,
     PromptTooLong,
     TandemError,
-    UnsupportedTask,
 )
 from tandem.specs import ClassificationParameters, EmbeddingParameters, FillMaskParameters
 from tests.unit.encoders.tiny_models import ARCHITECTURES, SENTENCES, texts_for, tiny_model
 from worker.encoders import EncoderBatcher
 from worker.tasks import ENCODER_TASKS
 from worker.tasks.encoder_task import EncodedText
+from worker.tasks.feature_extraction import FeatureExtraction
 
 TOLERANCE = 1e-5
 """Between a batch with strangers and a text alone, float32: rounding in another order of summation."""
@@ -52,15 +52,15 @@ class Gate:
 @contextmanager
 def started(task: str = "feature-extraction", **settings: Any) -> Iterator[EncoderBatcher]:
     model, tokenizer = tiny_model(settings.pop("architecture", "bert"), task)
-    defaults: dict[str, Any] = {"token_budget": 200, "max_wait_seconds": 0.0}
-    batcher = EncoderBatcher(model, tokenizer, task, **defaults | settings)
+    defaults: dict[str, Any] = {"budget": 200, "max_wait_seconds": 0.0}
+    batcher = EncoderBatcher(ENCODER_TASKS[task](model, tokenizer), **defaults | settings)
     batcher.start()
     try:
         yield batcher
     finally:
         batcher.stop()
         assert batcher.unfinished_jobs == 0
-        assert not any(thread.name.startswith("encoder-batcher") for thread in threading.enumerate())
+        assert not any(thread.name.startswith("batcher") for thread in threading.enumerate())
 
 
 def flattened(value: Any) -> tuple[list[Any], list[float]]:
@@ -80,13 +80,13 @@ def flattened(value: Any) -> tuple[list[Any], list[float]]:
 
 def break_forward(batcher: EncoderBatcher, breaks: Callable[[list[EncodedText]], None]) -> None:
     """Let `breaks` raise before the batcher's own forward, as a faulty device would."""
-    forward = batcher._task.forward
+    forward = batcher.task.forward
 
-    def wrapped(rows: Any) -> Any:
+    def wrapped(rows: Any, pause: Any) -> Any:
         breaks(rows)
-        return forward(rows)
+        return forward(rows, pause)
 
-    batcher._task.forward = wrapped  # type: ignore[method-assign]  # a fault injected into one object
+    batcher.task.forward = wrapped  # type: ignore[method-assign]  # a fault injected into one object
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -108,7 +108,7 @@ def test_batched_with_strangers_equals_alone(task: str, architecture: str) -> No
             thread.start()
         for thread in threads:
             thread.join()
-        assert batcher.batches < 8 * len(texts) / 2, "strangers shared no forwards"
+        assert batcher.counts.batches < 8 * len(texts) / 2, "strangers shared no forwards"
     for number in range(8):
         for text, result in zip(texts[number:] + texts[:number], answers[number], strict=True):
             structure, floats = flattened(result)
@@ -127,7 +127,7 @@ def test_jobs_with_other_parameters_share_a_batch() -> None:
         assert len(one.result(WAIT_SECONDS)[0]) == 1
         assert len(raw.result(WAIT_SECONDS)[0]) == 3
         assert first.result(WAIT_SECONDS)
-        assert batcher.batches == 2
+        assert batcher.counts.batches == 2
 
 
 def test_a_bad_text_fails_its_own_job_alone() -> None:
@@ -144,7 +144,7 @@ def test_a_text_that_the_model_fails_on_fails_its_own_job_alone() -> None:
     """The shared batch is run again in halves until the text at fault is alone."""
     gate = Gate()
     with started(serving_turn=gate) as batcher:
-        poison = batcher._task.encode(["a dog barked"], EmbeddingParameters())[0].input_ids
+        poison = batcher.task.encode(["a dog barked"], EmbeddingParameters())[0][0].input_ids
 
         def breaks(rows: list[EncodedText]) -> None:
             if any(row.input_ids == poison for row in rows):
@@ -187,7 +187,7 @@ def test_a_text_too_large_for_the_memory_even_alone_is_named() -> None:
 
 def test_a_newcomer_does_not_wait_for_all_rows_of_a_large_job() -> None:
     gate = Gate()
-    with started(serving_turn=gate, token_budget=20) as batcher:
+    with started(serving_turn=gate, budget=20) as batcher:
         large = batcher.submit(["the cat sat on the mat"] * 200, EmbeddingParameters())
         assert gate.reached.wait(WAIT_SECONDS)
         large_was_done: Future[bool] = Future()
@@ -200,13 +200,13 @@ def test_a_newcomer_does_not_wait_for_all_rows_of_a_large_job() -> None:
 
 def test_cancel_drops_the_rows_that_have_not_run() -> None:
     gate = Gate()
-    with started(serving_turn=gate, token_budget=20) as batcher:
+    with started(serving_turn=gate, budget=20) as batcher:
         job = batcher.submit(["the cat sat on the mat"] * 100, EmbeddingParameters())
         assert gate.reached.wait(WAIT_SECONDS)
         assert job.cancel()
         gate.opened.set()
         assert len(batcher.run(["yes"], EmbeddingParameters())) == 1
-        assert batcher.batches == 2
+        assert batcher.counts.batches == 2
         with pytest.raises(CancelledError):
             job.result()
 
@@ -219,7 +219,7 @@ def test_should_stop_ends_its_job_between_batches_with_what_it_raises() -> None:
         if stop.is_set():
             raise Cancelled
 
-    with started(serving_turn=gate, token_budget=20) as batcher:
+    with started(serving_turn=gate, budget=20) as batcher:
         job = batcher.submit(["the cat sat on the mat"] * 100, EmbeddingParameters(), should_stop=should_stop)
         other = batcher.submit(["a book"] * 10, EmbeddingParameters())
         assert gate.reached.wait(WAIT_SECONDS)
@@ -247,13 +247,13 @@ def test_should_stop_is_asked_before_each_part_of_a_batch_that_failed() -> None:
         break_forward(batcher, breaks)
         with pytest.raises(Cancelled):
             batcher.run(SENTENCES, EmbeddingParameters(), should_stop=should_stop)
-        assert batcher.batches == 1
+        assert batcher.counts.batches == 1
 
 
 def test_a_batcher_is_busy_while_jobs_are_unfinished_and_each_forward_is_progress() -> None:
     """Both are read while the batcher's thread stands still in a turn, as the stall watch reads them."""
     gate = Gate()
-    with started(serving_turn=gate, token_budget=20) as batcher:
+    with started(serving_turn=gate, budget=20) as batcher:
         assert (batcher.is_busy(), batcher.progress()) == (False, 0)
         job = batcher.submit(["the cat sat on the mat"] * 6, EmbeddingParameters())
         assert gate.reached.wait(WAIT_SECONDS)
@@ -289,20 +289,20 @@ def test_every_forward_has_a_turn_of_its_own() -> None:
         yield
         turns.append("end")
 
-    with started(serving_turn=serving_turn, token_budget=20) as batcher:
+    with started(serving_turn=serving_turn, budget=20) as batcher:
         batcher.run(["the cat sat on the mat"] * 6, EmbeddingParameters())
-        assert batcher.batches == 3
+        assert batcher.counts.batches == 3
     assert turns == ["begin", "end"] * 3
 
 
 def test_a_full_batch_does_not_wait_for_company() -> None:
-    with started(max_wait_seconds=1000.0, token_budget=20) as batcher:
+    with started(max_wait_seconds=1000.0, budget=20) as batcher:
         assert len(batcher.submit(["the cat sat"] * 8, EmbeddingParameters()).result(WAIT_SECONDS)) == 8
 
 
 def test_what_was_submitted_before_the_start_runs_after_it() -> None:
     model, tokenizer = tiny_model("bert", "feature-extraction")
-    batcher = EncoderBatcher(model, tokenizer, "feature-extraction", token_budget=100, max_wait_seconds=0.0)
+    batcher = EncoderBatcher(FeatureExtraction(model, tokenizer), budget=100, max_wait_seconds=0.0)
     job = batcher.submit(["yes"], EmbeddingParameters())
     batcher.start()
     assert len(job.result(WAIT_SECONDS)) == 1
@@ -316,7 +316,7 @@ def test_no_texts_give_no_results() -> None:
 
 def test_stop_finishes_the_running_batch_and_fails_the_rest_with_draining() -> None:
     gate = Gate()
-    with started(serving_turn=gate, token_budget=20) as batcher:
+    with started(serving_turn=gate, budget=20) as batcher:
         running = batcher.submit(["yes"], EmbeddingParameters())
         assert gate.reached.wait(WAIT_SECONDS)
         left = batcher.submit(["a book"] * 100, EmbeddingParameters())
@@ -352,8 +352,7 @@ def test_a_batcher_whose_thread_dies_says_so_to_all() -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"task": "text-generation"}, UnsupportedTask, "feature-extraction, fill-mask, text-classification"),
-        ({"token_budget": 0}, ConfigurationError, "token_budget"),
+        ({"budget": 0}, ConfigurationError, "budget"),
         ({"max_wait_seconds": -1.0}, ConfigurationError, "max_wait_seconds"),
     ],
 )
@@ -361,6 +360,6 @@ def test_settings_that_cannot_be_used_are_named(
     changed: dict[str, Any], error: type[TandemError], message: str
 ) -> None:
     model, tokenizer = tiny_model("bert", "feature-extraction")
-    settings: dict[str, Any] = {"task": "feature-extraction", "token_budget": 100, "max_wait_seconds": 0.0} | changed
+    settings: dict[str, Any] = {"budget": 100, "max_wait_seconds": 0.0} | changed
     with pytest.raises(error, match=message):
-        EncoderBatcher(model, tokenizer, settings.pop("task"), **settings)
+        EncoderBatcher(FeatureExtraction(model, tokenizer), **settings)

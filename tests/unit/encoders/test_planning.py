@@ -1,6 +1,7 @@
 """Which encoder rows run together."""
 
 from collections import deque
+from dataclasses import dataclass
 from itertools import pairwise
 
 from hypothesis import given
@@ -11,9 +12,26 @@ from worker.encoders.planning import plan_batches, take_fair_share
 lengths = st.lists(st.integers(min_value=1, max_value=600), max_size=60)
 
 
-def rows_of(sizes: list[int]) -> list[range]:
+@dataclass(eq=False)
+class Row:
+    size: int
+    company: str = "all"
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def rows_of(sizes: list[int]) -> list[Row]:
     """Rows that differ by identity and have these lengths."""
-    return [range(size) for size in sizes]
+    return [Row(size) for size in sizes]
+
+
+@given(lengths, st.lists(st.sampled_from("abc"), min_size=60, max_size=60), st.integers(min_value=1, max_value=2000))
+def test_only_rows_of_equal_company_run_together(sizes: list[int], companies: list[str], budget: int) -> None:
+    rows = [Row(size, company) for size, company in zip(sizes, companies, strict=False)]
+    planned = plan_batches(rows, budget)
+    assert all(len({row.company for row in batch}) == 1 for batch in planned)
+    assert sorted(id(row) for batch in planned for row in batch) == sorted(map(id, rows))
 
 
 @given(lengths, st.integers(min_value=1, max_value=2000))
@@ -44,7 +62,7 @@ def test_a_batch_is_closed_only_when_the_next_row_does_not_fit(sizes: list[int],
 
 
 def test_a_row_longer_than_the_budget_goes_alone() -> None:
-    batches = plan_batches(rows_of([900, 10, 20, 900]), token_budget=100)
+    batches = plan_batches(rows_of([900, 10, 20, 900]), budget=100)
     assert [[len(row) for row in batch] for batch in batches] == [[10, 20], [900], [900]]
 
 
@@ -70,5 +88,5 @@ def test_no_caller_gets_two_rows_more_than_another_that_still_waits(callers: lis
 
 def test_a_caller_with_one_row_does_not_wait_for_another_with_many() -> None:
     many, one = deque(rows_of([10] * 1000)), deque(rows_of([10]))
-    assert len(take_fair_share([many, one], tokens=100)) == 10
+    assert len(take_fair_share([many, one], cost=100)) == 10
     assert not one

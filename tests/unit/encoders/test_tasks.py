@@ -12,6 +12,7 @@ from transformers import pipeline
 
 from tandem.errors import InvalidModel, InvalidRequest, PromptTooLong, UnsupportedTask
 from tandem.specs import ClassificationParameters, EmbeddingParameters, FillMaskParameters
+from tandem.specs.encoders import TextPair
 from tests.unit.encoders.tiny_models import ARCHITECTURES, LABELS, MAX_TOKENS, texts_for, tiny_model
 from worker.tasks import MODEL_CLASSES
 from worker.tasks.encoder_task import EncoderTask
@@ -25,8 +26,9 @@ TOLERANCE = 1e-5
 
 def results(task: EncoderTask[Any, Any], texts: list[str], parameters: Any) -> list[Any]:
     """The task's results in one padded batch."""
-    rows = task.encode(texts, parameters)
-    return [task.result(output, row, parameters) for output, row in zip(task.forward(rows), rows, strict=True)]
+    rows = [pieces[0] for pieces in task.encode(texts, parameters)]
+    outputs = task.forward(rows, list)
+    return [task.result([output], [row], parameters) for output, row in zip(outputs, rows, strict=True)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -95,18 +97,58 @@ class TestAgainstThePipeline:
         model, tokenizer = tiny_model(architecture, "feature-extraction")
         task = FeatureExtraction(model, tokenizer)
         text = "the cat sat on the mat and " * 10
-        (row,) = task.encode([text], EmbeddingParameters(truncate=True))
+        ((row,),) = task.encode([text], EmbeddingParameters(truncate=True))
         expected = tokenizer(text, truncation=True, max_length=MAX_TOKENS)
         assert row.input_ids == expected["input_ids"]
         assert row.token_type_ids == expected.get("token_type_ids")
 
 
-@pytest.mark.parametrize(("text", "masks"), [("the cat sat", 0), ("[MASK] cat [MASK]", 2)])
-def test_fill_mask_refuses_a_text_without_exactly_one_mask(text: str, masks: int) -> None:
+def test_fill_mask_refuses_a_text_without_a_mask() -> None:
     model, tokenizer = tiny_model("bert", "fill-mask")
-    with pytest.raises(InvalidRequest, match=rf"inputs\[1\] has {masks} mask tokens; write \[MASK\]") as refusal:
-        FillMask(model, tokenizer).encode(["a [MASK]", text], FillMaskParameters())
+    with pytest.raises(InvalidRequest, match=r"inputs\[1\] has no mask token; write \[MASK\]") as refusal:
+        FillMask(model, tokenizer).encode(["a [MASK]", "the cat sat"], FillMaskParameters())
     assert refusal.value.param == "inputs[1]"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("targets", [None, ["cat", "book", "unheard"]])
+def test_several_masks_give_the_pipelines_fillings_of_each(architecture: str, targets: list[str] | None) -> None:
+    model, tokenizer = tiny_model(architecture, "fill-mask")
+    mask = tokenizer.mask_token
+    texts = [f"the {mask} sat on the {mask}", f"a {mask}", f"{mask} {mask} {mask} the ships"]
+    asked = FillMaskParameters(top_k=4, targets=None if targets is None else tuple(targets))
+    found: Any = results(FillMask(model, tokenizer), texts, asked)
+    reference: Any = pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
+    for text, by_mask in zip(texts, found, strict=True):
+        expected = reference(text, top_k=4, targets=targets)
+        if text.count(mask) == 1:
+            by_mask, expected = [by_mask], [expected]
+        for fillings, wanted in zip(by_mask, expected, strict=True):
+            assert [dict(filling, score=None) for filling in fillings] == [
+                dict(filling, score=None) for filling in wanted
+            ]
+            assert [filling["score"] for filling in fillings] == pytest.approx(
+                [filling["score"] for filling in wanted], abs=TOLERANCE
+            )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pairs_of_texts_are_read_as_the_tokenizer_reads_them(architecture: str) -> None:
+    model, tokenizer = tiny_model(architecture, "text-classification")
+    inputs = ["yes", TextPair(text="a book", text_pair="the sea"), "who won", TextPair(text="yes", text_pair="no")]
+    rows = [pieces[0] for pieces in TextClassification(model, tokenizer).encode(inputs, ClassificationParameters())]
+    for given, row in zip(inputs, rows, strict=True):
+        texts = (given,) if isinstance(given, str) else (given.text, given.text_pair)
+        expected = tokenizer(*texts)
+        assert row.input_ids == expected["input_ids"]
+        assert row.token_type_ids == expected.get("token_type_ids")
+
+
+def test_a_pair_that_is_too_long_is_refused_by_name() -> None:
+    model, tokenizer = tiny_model("bert", "text-classification")
+    pair = TextPair(text="the cat " * 15, text_pair="a dog " * 15)
+    with pytest.raises(PromptTooLong, match=rf"inputs\[1\] has 63 tokens; the model takes {MAX_TOKENS}"):
+        TextClassification(model, tokenizer).encode(["yes", pair], ClassificationParameters())
 
 
 def test_fill_mask_leaves_the_model_as_it_was() -> None:

@@ -22,8 +22,9 @@ from tandem.job_store import JobStore
 from tandem.settings import Settings
 from tests.unit.training.tiny import chatml_tokenizer, colour_rows, tiny_llama
 from worker.attempt import Attempt
+from worker.batchers import Batchers
 from worker.loading import ResidentModel
-from worker.residency import ResidentModels
+from worker.residency import Key, ResidentModels
 from worker.runners.finetune import FineTuneRunner
 from worker.stall import StallWatch
 from worker.training.checkpoint import CHECKPOINT_FILES
@@ -82,9 +83,19 @@ class Stores:
     def worker(self) -> FineTuneRunner:
         """A worker of its own: no model, turn or folder is shared with another."""
 
-        def load(_: tuple[str, str]) -> ResidentModel:
+        def load(_: Key) -> ResidentModel:
             entry = CatalogueEntry(name="tiny", tasks=("text-generation",), hub="tiny/llama", revision="1")
-            return ResidentModel(entry, tiny_llama(), chatml_tokenizer(), None, None, unwatch=lambda: None)
+            return ResidentModel(
+                entry,
+                "text-generation",
+                tiny_llama(),
+                chatml_tokenizer(),
+                engine=None,
+                batchers=Batchers(pytest.fail),
+                bytes=1,
+                load_seconds=0.0,
+                unwatch=lambda: None,
+            )
 
         return FineTuneRunner(
             ResidentModels(1, measure=lambda _: 1, load=load),

@@ -1,0 +1,99 @@
+"""Between huggingface_hub's wire shapes and jobs: what a request asks for, and what its answer looks like."""
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+from tandem.artifacts import ArtifactStore
+from tandem.specs import Task
+from tandem.specs.media import ARTIFACT
+
+IGNORED = frozenset({"options", "stream", "encoding_format"})
+"""Keys that clients send for a hosted service, or with no meaning here: they change no answer."""
+BYTES_TASKS = frozenset({"text-to-audio", "image-to-image"})
+"""Their answer is the file itself."""
+LISTED_TASKS = frozenset({"text-generation", "text2text-generation", "summarization", "translation", "image-to-text"})
+"""The answer to one input is a list of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    content: Any
+    """JSON, or the bytes of a file."""
+    media_type: str = "application/json"
+
+
+def asked(task: Task, sent: dict[str, Any]) -> dict[str, Any]:
+    """The job's fields: parameters may stand at the root as well (feature-extraction), and so may a question."""
+    inputs = sent.get("inputs")
+    parameters = {**(sent.get("parameters") or {})} if isinstance(sent.get("parameters") or {}, dict) else sent
+    rest = {name: value for name, value in sent.items() if name not in {"inputs", "parameters", *IGNORED}}
+    if "question" in rest and "image" in rest:
+        # visual_question_answering() sends the image twice.
+        inputs = {"question": rest.pop("question"), "image": rest.pop("image")}
+    fields: dict[str, Any] = {"task": task, "inputs": inputs}
+    if task == "text-generation":
+        parameters = _generation(parameters)
+    parameters = {name: value for name, value in {**rest, **parameters}.items() if value is not None}
+    if inputs is None:
+        del fields["inputs"]  # "is missing", not "is null"
+    return {**fields, "parameters": parameters} if parameters else fields
+
+
+def _generation(parameters: dict[str, Any]) -> dict[str, Any]:
+    """text_generation()'s parameters; sampling is off unless `do_sample` or a temperature asks for it."""
+    kept = {name: value for name, value in parameters.items() if name not in {"do_sample", "details", "watermark"}}
+    if parameters.get("do_sample") and "temperature" not in kept:
+        kept["temperature"] = 1.0
+    if parameters.get("do_sample") is False:
+        kept.pop("temperature", None)
+    return kept
+
+
+def shown(task: Task, sent: dict[str, Any], result: dict[str, Any], artifacts: ArtifactStore) -> Answer:
+    """The answer to `sent`, from its job's result. Files are base64 in it, or the answer itself."""
+    if task == "text-generation":
+        return Answer([{"generated_text": result["generated_text"]}])
+    rows = result["rows"]
+    several = isinstance(sent.get("inputs"), list)
+    if task in BYTES_TASKS and not several:
+        return _file(rows[0], artifacts)
+    answers = [_with_files(_row(task, row), artifacts) for row in rows]
+    if task == "text-classification":
+        # A list of one list for one text: older clients took it for a batch of one.
+        return Answer(answers)
+    if several:
+        return Answer(answers)
+    if task in LISTED_TASKS and not isinstance(answers[0], list):
+        return Answer(answers)
+    return Answer(answers[0])
+
+
+def _row(task: Task, row: Any) -> Any:
+    if task == "zero-shot-classification" and isinstance(row, dict) and "labels" in row:
+        return [{"label": label, "score": score} for label, score in zip(row["labels"], row["scores"], strict=True)]
+    return row
+
+
+def _file(row: Any, artifacts: ArtifactStore) -> Answer:
+    """The file that a row is, or that one of its fields is."""
+    found = row if _is_file(row) else next(value for value in row.values() if _is_file(value))
+    return Answer(_content(found, artifacts), found["media_type"])
+
+
+def _with_files(value: Any, artifacts: ArtifactStore) -> Any:
+    if _is_file(value):
+        return base64.b64encode(_content(value, artifacts)).decode()
+    if isinstance(value, dict):
+        return {name: _with_files(item, artifacts) for name, item in value.items()}
+    return [_with_files(item, artifacts) for item in value] if isinstance(value, list) else value
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and "artifact" in value and "media_type" in value
+
+
+def _content(file: dict[str, Any], artifacts: ArtifactStore) -> bytes:
+    named = ARTIFACT.fullmatch(file["artifact"])
+    assert named is not None, "a result names its files as ResultFiles does"
+    return artifacts.read(named[1])

@@ -1,0 +1,33 @@
+"""Each tiny model is built and loaded once a session, and never changed by a test."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import pipeline
+
+from tests.tiny_models import build
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread a sum: a tiny model gains nothing by more, and two would wait on each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a tiny model by its name."""
+    return cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_folder: Callable[[str], Path]) -> Callable[[str, str], Any]:
+    """Gives the library's pipeline of (task, name of a tiny model), on the CPU."""
+    return cache(lambda task, name: pipeline(task, model=str(tiny_folder(name)), device="cpu"))

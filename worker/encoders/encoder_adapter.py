@@ -1,0 +1,119 @@
+"""An encoder's adapter on the host: low-rank updates of its body, and a head of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from tandem.errors import UnsupportedTask
+from tandem.specs import MAX_LORA_RANK
+from worker.encoders.adapter_heads import BodyStandIn, headed_model, load_head, put_stand_in
+from worker.engine.adapter_weights import (
+    KEY_PREFIX,
+    AdapterWeights,
+    low_rank_pairs,
+    read_config,
+    read_tensors,
+    refusal,
+)
+
+TASKS = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+}
+"""PEFT's task type → the task that its adapters do."""
+
+HEAD_FIELDS = frozenset({"modules_to_save"})
+"""Fields of adapter_config.json that say which parts of the head were trained; the weights' keys say the same."""
+
+MODEL_CONFIG_FILE = "config.json"
+"""The trained model's config: labels and problem type, and what its head is built of."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderAdapter:
+    """A published, immutable adapter. Two with the same id hold the same weights."""
+
+    id: str
+    task: str
+    """The one task that its head does."""
+    weights: AdapterWeights
+    """Its updates of the body's linear layers; none if it trained its head alone."""
+    head: PreTrainedModel
+    """The library's headed class over `stand_in`, on the body's device in the body's dtype. One thread at a time."""
+    stand_in: BodyStandIn
+
+    def check_does(self, task: str) -> None:
+        """Raise UnsupportedTask unless `task` is the one that its head does."""
+        if task != self.task:
+            raise UnsupportedTask(f"adapter {self.id!r} does {self.task}, not {task}", param="task")
+
+
+def read_encoder_adapter(
+    adapter_id: str, folder: Path, body: PreTrainedModel, *, rank_limit: int = MAX_LORA_RANK
+) -> EncoderAdapter:
+    """Read and check a folder for the resident `body`; call it outside the batcher's thread.
+
+    `folder` holds what PEFT writes (adapter_config.json, adapter_model.safetensors) and the trained model's
+    config.json.
+
+    Raises:
+        UnsupportedTask: its task_type is none of `TASKS`.
+        InvalidRequest: its files cannot be served, or a rank is above `rank_limit`; it names what is at fault.
+        AdapterMismatch: it was trained on another base model.
+        InvalidModel: its head cannot be put on this body.
+    """
+    config = read_config(adapter_id, folder, also_served=HEAD_FIELDS)
+    task_type = config.get("task_type")
+    if task_type not in TASKS:
+        raise UnsupportedTask(
+            f"adapter {adapter_id!r} has task_type {task_type!r}; on an encoder {', '.join(TASKS)} are served",
+            param="adapter",
+        )
+    head = headed_model(adapter_id, task_type, _model_config(adapter_id, folder), body)
+    lora, saved = _parted(read_tensors(adapter_id, folder))
+    weights = _body_weights(adapter_id, lora, config, head, body, rank_limit)
+    stand_in = put_stand_in(head, body.device)
+    load_head(adapter_id, head, saved, device=body.device, dtype=body.dtype)
+    return EncoderAdapter(adapter_id, TASKS[task_type], weights, head, stand_in)
+
+
+def _model_config(adapter_id: str, folder: Path) -> PreTrainedConfig:
+    path = folder / MODEL_CONFIG_FILE
+    if not path.is_file():
+        raise refusal(adapter_id, f"it has no {MODEL_CONFIG_FILE}: the trained model's config, with its labels")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise refusal(adapter_id, f"{MODEL_CONFIG_FILE} cannot be read ({error})") from error
+    return config
+
+
+def _parted(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The LoRA weights by PEFT's keys, and the saved modules' weights by their names in the headed model."""
+    lora = {key: tensor for key, tensor in tensors.items() if ".lora_" in key or ".base_layer." in key}
+    saved = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items() if key not in lora}
+    return lora, saved
+
+
+def _body_weights(
+    adapter_id: str,
+    lora: dict[str, Tensor],
+    config: dict[str, Any],
+    headed: PreTrainedModel,
+    body: PreTrainedModel,
+    rank_limit: int,
+) -> AdapterWeights:
+    """The updates by their layers' paths in the resident body; PEFT's paths begin at the headed model."""
+    prefix = headed.base_model_prefix + "."
+    of_head = [key for key in lora if not key.startswith(KEY_PREFIX + prefix)]
+    if of_head:
+        raise refusal(
+            adapter_id, f"it has LoRA weights of its head ({of_head[0]}); train the head whole, in modules_to_save"
+        )
+    linears = {prefix + path: layer for path, layer in body.named_modules() if isinstance(layer, nn.Linear)}
+    pairs = low_rank_pairs(adapter_id, lora, config, linears, rank_limit=rank_limit)
+    return AdapterWeights(adapter_id, {path.removeprefix(prefix): pair for path, pair in pairs.items()})
