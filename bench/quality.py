@@ -30,8 +30,10 @@ PARAPHRASES = (
     ("The flight was cancelled because of snow.", "Bad weather kept the plane down.", "The flight was full."),
 )
 """A sentence, the same in other words, and another one on its topic that shares more words with it."""
+TARGETS = ["query", "key", "value", "intermediate.dense", "output.dense"]
+"""All of the body but its pooler."""
 R8_TRAINING: dict[str, Any] = {
-    "method": {"r": 16, "alpha": 32},
+    "method": {"r": 16, "alpha": 16, "target_modules": TARGETS},
     "hyperparameters": {
         "batch_size": 32,
         "epochs": 1,

@@ -41,7 +41,7 @@ def submit(
     webhook: Annotated[str | None, typer.Option(help="A URL to tell when a job has ended.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Print the results, or only the jobs' ids.")] = True,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is written.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print whole results, one JSON value a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each input's result as JSON, one a line.")] = False,
 ) -> None:
     """Submit one job for each input; print the results in the inputs' order.
 
@@ -81,7 +81,7 @@ def _print_results(
     failed = False
     if len(inputs) == 1:
         result = client.run(task, inputs[0], **options)
-        typer.echo(_shown(result if "generated_text" in result or as_json else result["rows"][0], as_json))
+        typer.echo(_shown(result if "generated_text" in result else result["rows"][0], as_json))
         return
     for result in client.map(task, inputs, on_error="return", **options):
         if isinstance(result, TandemError):

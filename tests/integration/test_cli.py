@@ -64,7 +64,7 @@ class TestSubmit:
             "submit", "--task", "feature-extraction", "--model", EMBEDDING, "--json", given="one\n\ntwo\nthree\n"
         )
         results = [json.loads(line) for line in ended.stdout.splitlines()]
-        assert [len(result["rows"]) for result in results] == [1, 1, 1]
+        assert [len(vector) for vector in results] == [384, 384, 384]
         assert results[0] != results[1]
 
     def test_a_row_that_fails_does_not_stop_the_others(self, shell: Shell, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ class TestSubmit:
         ended = shell.tandem("submit", *options, code=1)
         first, second, third = (json.loads(line) for line in ended.stdout.splitlines())
         assert second is None
-        assert first["rows"][0][0].keys() == third["rows"][0][0].keys() == {"label", "score"}
+        assert first[0].keys() == third[0].keys() == {"label", "score"}
         assert "context_length_exceeded" in ended.stderr
 
     def test_without_waiting_it_prints_the_id(self, shell: Shell, client: Tandem) -> None:

@@ -81,10 +81,10 @@ class TestInference:
         )
         failed = results.pop(10)
         assert isinstance(failed, InvalidRequest)
-        assert failed.param == "inputs"
+        assert failed.param == "inputs.0"
         together = client.run("feature-extraction", texts, model=EMBEDDING)["rows"]
         for one, row in zip(results, together, strict=True):
-            assert one["rows"][0] == pytest.approx(row, abs=1e-4)
+            assert one == pytest.approx(row, abs=1e-4)
 
     def test_waiting_has_a_limit_and_the_job_goes_on_until_it_is_cancelled(self, client: Tandem) -> None:
         job = long_job(client)

@@ -41,6 +41,7 @@ def tasks_service(
             for name, (tiny, task) in KNOWN_PROGRAMS.items()
         ),
         *(_entry(name, tiny_folders[name], entry.tasks) for name, entry in TINY_MODELS.items()),
+        _entry("tiny-donut-captions", tiny_folders["tiny-donut"], ("image-to-text",)),
         _entry("tiny-swin2sr", build_swin2sr(home / "tiny-swin2sr"), ("image-to-image",)),
         _entry("all-minilm-l6-v2", real / "all-minilm-l6-v2", ("feature-extraction", "sentence-similarity")),
     ]
