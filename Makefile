@@ -50,6 +50,8 @@ fix: install  ## repair what the linter and the formatter can
 bench: install  ## run the benchmarks, each against its peer in one run
 	@PYTHONPATH=. $(BIN)/python bench/jobs.py
 	@PYTHONPATH=. $(BIN)/python bench/generate.py
+	@PYTHONPATH=. $(BIN)/python bench/encoders.py
+	@PYTHONPATH=. $(BIN)/python bench/quality.py
 
 chaos: install  ## try to break the promise about jobs: 1,000 kills of workers, 100 of the server; about 15 minutes
 	@$(BIN)/python -m tests.chaos.storm $(ARGS)

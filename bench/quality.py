@@ -122,9 +122,7 @@ def spans(tokens: list[str], tags: list[str]) -> set[tuple[int, int, str]]:
 
 def topics(client: Tandem) -> dict[str, float]:
     questions = topic_questions()
-    rows = client.map(
-        "text-classification", [question for question, _ in questions.held_out], model="minilm-topics"
-    )
+    rows = client.map("text-classification", [question for question, _ in questions.held_out], model="minilm-topics")
     right = sum(
         row[0]["label"] == questions.topics[topic] for row, (_, topic) in zip(rows, questions.held_out, strict=True)
     )
