@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, constants
 
 from tandem.embedded_service import EmbeddedService
 from tests.integration.tasks.jobs import FILM, JOBS, LABELS, PAGE, PICTURE, SOUND
@@ -14,7 +14,10 @@ from tests.tiny_models import samples
 
 
 @pytest.fixture
-def hub(tasks_service: EmbeddedService) -> Callable[[str], InferenceClient]:
+def hub(tasks_service: EmbeddedService, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], InferenceClient]:
+    # The tests run with HF_HUB_OFFLINE, so that none asks a hub; to the client our own service is one.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
     def client(model: str) -> InferenceClient:
         return InferenceClient(base_url=f"{tasks_service.api_url}/hf/models/{model}", api_key=tasks_service.api_key)
 
