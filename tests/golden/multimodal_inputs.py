@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.golden.vision_jobs import VisionJobs as MediaJobs
-from tests.golden.vision_jobs import sent
+from tests.golden.media_jobs import MediaJobs as MediaJobs
+from tests.golden.media_jobs import sent
 from tests.tiny_models import samples
 from tests.tiny_models.calls import SOUND_PROMPT
 from worker.media.encode import wav

@@ -13,9 +13,9 @@ import pytest
 
 from tandem.errors import InvalidRequest
 from tandem.specs import job_spec_adapter
+from tests.golden.media_jobs import Asked, same, sent
+from tests.golden.media_jobs import MediaJobs as MediaJobs
 from tests.golden.multimodal_inputs import as_sent, heard
-from tests.golden.vision_jobs import Asked, same, sent
-from tests.golden.vision_jobs import VisionJobs as MediaJobs
 from tests.tiny_models import samples
 from tests.tiny_models.calls import NOISES
 from worker.tasks.json_values import json_value

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from tandem.errors import InvalidRequest
+from tests.golden.media_jobs import Asked, same, sent
+from tests.golden.media_jobs import MediaJobs as MediaJobs
 from tests.golden.multimodal_inputs import CHATS, SOUND_CHATS, WIDE, WRITE, as_sent, by_the_library, user
-from tests.golden.vision_jobs import Asked, same, sent
-from tests.golden.vision_jobs import VisionJobs as MediaJobs
 from worker.tasks.result_files import ResultFiles
 
 Loaded = Callable[[str, str], MediaJobs]

@@ -10,9 +10,9 @@ import pytesseract
 import pytest
 
 from tandem.errors import ConfigurationError, InvalidRequest
+from tests.golden.media_jobs import Asked, same, sent
+from tests.golden.media_jobs import MediaJobs as MediaJobs
 from tests.golden.multimodal_inputs import DOCUMENTS, by_the_library
-from tests.golden.vision_jobs import Asked, same, sent
-from tests.golden.vision_jobs import VisionJobs as MediaJobs
 
 DOCUMENT_QUESTIONS = "document-question-answering"
 

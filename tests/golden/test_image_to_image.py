@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, Swin2SRForImageSuperResolution
 
-from tests.golden.vision_jobs import Asked, VisionJobs, sent
+from tests.golden.media_jobs import Asked, MediaJobs, sent
 from tests.tiny_models import samples
 from tests.tiny_models.swin2sr import build_swin2sr
 
@@ -34,7 +34,7 @@ def enlarged(folder: Path, image: Image.Image) -> "np.ndarray[tuple[int, ...], n
 
 def test_strangers_get_their_own_images(swin2sr: Path) -> None:
     """Images of one size share a forward, another size is another; a border up to the next 8 pixels stays."""
-    jobs = VisionJobs("image-to-image", swin2sr)
+    jobs = MediaJobs("image-to-image", swin2sr)
     small = [samples.image(24, 20, seed=seed) for seed in range(3)]
     large = samples.image(40, 20)
     answers = jobs.run(Asked(sent(small)), Asked(sent(large)), Asked(sent(small[2])))
@@ -51,4 +51,4 @@ def test_strangers_get_their_own_images(swin2sr: Path) -> None:
 def test_a_model_of_another_kind(tiny_folder: Callable[[str], Path]) -> None:
     """It is refused when it is loaded, and not when its first image comes."""
     with pytest.raises(ValueError, match="needs Swin2SRForImageSuperResolution, not ViTForImageClassification"):
-        VisionJobs("image-to-image", tiny_folder("tiny-vit"))
+        MediaJobs("image-to-image", tiny_folder("tiny-vit"))

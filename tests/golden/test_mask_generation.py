@@ -15,7 +15,7 @@ from transformers.models.sam.image_processing_pil_sam import _post_process_for_m
 
 from tandem.errors import InvalidRequest
 from tandem.specs.mask_generation import MaskGenerationParameters
-from tests.golden.vision_jobs import Asked, VisionJobs, sent
+from tests.golden.media_jobs import Asked, MediaJobs, sent
 from tests.tiny_models import samples
 from worker.tasks.suppression import best_boxes
 
@@ -35,12 +35,12 @@ PARAMETERS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.fixture(scope="module")
-def masks(tiny_folder: Callable[[str], Path]) -> VisionJobs:
-    return VisionJobs("mask-generation", tiny_folder("tiny-sam"))
+def masks(tiny_folder: Callable[[str], Path]) -> MediaJobs:
+    return MediaJobs("mask-generation", tiny_folder("tiny-sam"))
 
 
 @pytest.fixture
-def library(masks: VisionJobs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def library(masks: MediaJobs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """The library's pipeline. Its last step imports one function of torchvision: it gets the definition of it."""
     boxes = types.ModuleType("torchvision.ops.boxes")
     boxes.batched_nms = _batched_nms  # type: ignore[attr-defined]  # a module made here
@@ -68,7 +68,7 @@ def same_masks(row: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=lambda parameters: "-".join(parameters))
-def test_masks_are_the_librarys(masks: VisionJobs, library: Callable[..., Any], parameters: dict[str, Any]) -> None:
+def test_masks_are_the_librarys(masks: MediaJobs, library: Callable[..., Any], parameters: dict[str, Any]) -> None:
     """Of strangers at once, though each crop is a forward of its own."""
     images = samples.images()
     answers = masks.run(Asked(sent(images[:2]), parameters), Asked(sent(images[2]), parameters))
@@ -79,7 +79,7 @@ def test_masks_are_the_librarys(masks: VisionJobs, library: Callable[..., Any], 
         same_masks(masks.opened(row), library(image, **parameters))
 
 
-def test_several_masks_are_left(masks: VisionJobs) -> None:
+def test_several_masks_are_left(masks: MediaJobs) -> None:
     """Otherwise the order and the suppression of masks could not be seen above."""
     [[row]] = masks.run(Asked(sent(samples.image()), SEVERAL))
     [[fewer]] = masks.run(Asked(sent(samples.image()), {**SEVERAL, "crops_nms_thresh": 0.3}))
@@ -87,14 +87,14 @@ def test_several_masks_are_left(masks: VisionJobs) -> None:
     assert row["scores"] == sorted(row["scores"], reverse=True)
 
 
-def test_a_parameter_of_other_image_processors(masks: VisionJobs) -> None:
+def test_a_parameter_of_other_image_processors(masks: MediaJobs) -> None:
     """Holes are closed by SAM 2's alone."""
     [answer] = masks.run(Asked(sent(samples.image()), {"max_hole_area": 10}))
     assert isinstance(answer, InvalidRequest)
     assert answer.param == "parameters.max_hole_area"
 
 
-def test_the_device_is_lent_between_two_batches_of_points(masks: VisionJobs) -> None:
+def test_the_device_is_lent_between_two_batches_of_points(masks: MediaJobs) -> None:
     """64 points, 10 at a time: seven batches, six pauses."""
     [[piece]] = masks.task.encode([samples.image()], MaskGenerationParameters(points_per_crop=8, points_per_batch=10))
     pauses = []

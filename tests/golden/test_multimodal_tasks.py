@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tandem.errors import InvalidRequest, PromptTooLong
+from tests.golden.media_jobs import Asked, same, sent
+from tests.golden.media_jobs import MediaJobs as MediaJobs
 from tests.golden.multimodal_inputs import (
     CHATS,
     DOCUMENTS,
@@ -22,8 +24,6 @@ from tests.golden.multimodal_inputs import (
     as_sent,
     by_the_library,
 )
-from tests.golden.vision_jobs import Asked, same, sent
-from tests.golden.vision_jobs import VisionJobs as MediaJobs
 from tests.tiny_models import samples
 
 Loaded = Callable[[str, str], MediaJobs]

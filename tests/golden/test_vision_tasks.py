@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tandem.specs.vision import ZeroShotObjectDetectionParameters
-from tests.golden.vision_jobs import Asked, VisionJobs, same, sent
+from tests.golden.media_jobs import Asked, MediaJobs, same, sent
 from tests.tiny_models import samples
 
 THINGS = ["red square", "cat", "the sea"]
@@ -65,9 +65,9 @@ each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 @pytest.fixture(scope="module")
-def vision_jobs(tiny_folder: Callable[[str], Path]) -> Callable[[str, str], VisionJobs]:
+def media_jobs(tiny_folder: Callable[[str], Path]) -> Callable[[str, str], MediaJobs]:
     """Gives a task on a tiny model."""
-    return cache(lambda task, model: VisionJobs(task, tiny_folder(model)))
+    return cache(lambda task, model: MediaJobs(task, tiny_folder(model)))
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,9 @@ def three_inputs(task: str, films: list[Path]) -> tuple[list[Any], list[Any]]:
 
 
 @each_case
-def test_alone(case: Case, vision_jobs: Callable[[str, str], VisionJobs], films: list[Path]) -> None:
+def test_alone(case: Case, media_jobs: Callable[[str, str], MediaJobs], films: list[Path]) -> None:
     """One input in a job of its own."""
-    jobs = vision_jobs(case.task, case.model)
+    jobs = media_jobs(case.task, case.model)
     for asked, native in zip(*three_inputs(case.task, films), strict=True):
         [[row]] = jobs.run(Asked(asked, case.parameters))
         same(jobs.opened(row), jobs.pipeline(native, **case.parameters))
@@ -102,10 +102,10 @@ def test_alone(case: Case, vision_jobs: Callable[[str, str], VisionJobs], films:
 
 @each_case
 def test_strangers_get_their_own_rows(
-    case: Case, vision_jobs: Callable[[str, str], VisionJobs], films: list[Path]
+    case: Case, media_jobs: Callable[[str, str], MediaJobs], films: list[Path]
 ) -> None:
     """Three jobs of three inputs, one, and two: they share forwards, and nobody can tell."""
-    jobs = vision_jobs(case.task, case.model)
+    jobs = media_jobs(case.task, case.model)
     asked, native = three_inputs(case.task, films)
     expected = [jobs.pipeline(value, **case.parameters) for value in native]
     answers = jobs.run(
@@ -118,10 +118,10 @@ def test_strangers_get_their_own_rows(
             same(jobs.opened(row), other)
 
 
-def test_models_tell_the_inputs_apart(vision_jobs: Callable[[str, str], VisionJobs], films: list[Path]) -> None:
+def test_models_tell_the_inputs_apart(media_jobs: Callable[[str, str], MediaJobs], films: list[Path]) -> None:
     """Otherwise the tests above could not see a row that went to the wrong job."""
     for case in CASES:
-        jobs = vision_jobs(case.task, case.model)
+        jobs = media_jobs(case.task, case.model)
         _, native = three_inputs(case.task, films)
         first, second, third = (jobs.pipeline(value, **case.parameters) for value in native)
         for one, other in ((first, second), (second, third), (first, third)):
@@ -129,9 +129,9 @@ def test_models_tell_the_inputs_apart(vision_jobs: Callable[[str, str], VisionJo
                 same(one, other)
 
 
-def test_labels_of_strangers_do_not_mix(vision_jobs: Callable[[str, str], VisionJobs]) -> None:
+def test_labels_of_strangers_do_not_mix(media_jobs: Callable[[str, str], MediaJobs]) -> None:
     """The library encodes the labels of a batch's first image for all: other labels are another batch."""
-    jobs = vision_jobs("zero-shot-image-classification", "tiny-clip")
+    jobs = media_jobs("zero-shot-image-classification", "tiny-clip")
     image = samples.image()
     asked: list[dict[str, Any]] = [
         {"candidate_labels": THINGS},
@@ -145,9 +145,9 @@ def test_labels_of_strangers_do_not_mix(vision_jobs: Callable[[str, str], Vision
         same(row, jobs.pipeline(image, **parameters))
 
 
-def test_many_labels_of_one_image_hold_its_pixels_once(vision_jobs: Callable[[str, str], VisionJobs]) -> None:
+def test_many_labels_of_one_image_hold_its_pixels_once(media_jobs: Callable[[str, str], MediaJobs]) -> None:
     """A thousand labels, each with a copy of the pixels, would take gigabytes; they are looked for one by one."""
-    task = vision_jobs("zero-shot-object-detection", "tiny-owlvit").task
+    task = media_jobs("zero-shot-object-detection", "tiny-owlvit").task
     parameters = ZeroShotObjectDetectionParameters(
         candidate_labels=tuple(f"a red cat {place}" for place in range(50))
     )
@@ -157,9 +157,9 @@ def test_many_labels_of_one_image_hold_its_pixels_once(vision_jobs: Callable[[st
     assert [piece.model_inputs["candidate_label"] for piece in pieces] == list(parameters.candidate_labels)
 
 
-def test_what_is_done_after_the_forward_parts_nobody(vision_jobs: Callable[[str, str], VisionJobs]) -> None:
+def test_what_is_done_after_the_forward_parts_nobody(media_jobs: Callable[[str, str], MediaJobs]) -> None:
     """Thresholds and numbers of labels are each job's own, in one forward."""
-    jobs = vision_jobs("image-classification", "tiny-vit")
+    jobs = media_jobs("image-classification", "tiny-vit")
     image = samples.image()
     [[few], [all_of_them]] = jobs.run(Asked(sent(image), {"top_k": 1}), Asked(sent(image)))
     assert jobs.forwards == 1

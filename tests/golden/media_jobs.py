@@ -1,4 +1,4 @@
-"""Jobs on images and videos as a worker runs them, from what a user sends to the rows of the result."""
+"""Jobs on images, sounds and videos as a worker runs them, from what a user sends to the rows of the result."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ class Asked:
     on_row_error: str = "fail"
 
 
-class VisionJobs:
+class MediaJobs:
     """One task on one tiny model, with the batcher around it."""
 
     def __init__(self, task: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
