@@ -26,7 +26,9 @@ class Answer:
 def asked(task: Task, sent: dict[str, Any]) -> dict[str, Any]:
     """The job's fields: parameters may stand at the root as well (feature-extraction), and so may a question."""
     inputs = sent.get("inputs")
-    parameters = {**(sent.get("parameters") or {})} if isinstance(sent.get("parameters") or {}, dict) else sent
+    parameters = sent.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        return {"task": task, "inputs": inputs, "parameters": parameters}  # refused by its field
     rest = {name: value for name, value in sent.items() if name not in {"inputs", "parameters", *IGNORED}}
     if "question" in rest and "image" in rest:
         # visual_question_answering() sends the image twice.

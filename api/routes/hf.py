@@ -17,7 +17,7 @@ from api.waiting import Waiting, while_connected
 from tandem.adapters import is_adapter_id
 from tandem.errors import InvalidRequest
 from tandem.services import Services
-from tandem.specs import NamedTask, Task, job_spec_adapter
+from tandem.specs import FineTuneSpec, Media, NamedTask, Task, job_spec_adapter
 
 JSON = "application/json"
 
@@ -84,7 +84,7 @@ async def _run(
     submitter: SubmitterDep,
     scheduling: SchedulingHeadersDep,
 ) -> Response:
-    sent = await run_in_threadpool(_read, api.services, body, content_type)
+    sent, is_file = await run_in_threadpool(_read, api.services, body, content_type)
     if task == "feature-extraction" and isinstance(sent.get("inputs"), dict):
         task = "sentence-similarity"  # the client sends both to the one address of a model
     spec_fields = {"kind": "inference", "model": model, **asked(task, sent)}
@@ -92,6 +92,10 @@ async def _run(
         spec = job_spec_adapter.validate_python(spec_fields)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
+    if is_file and not isinstance(spec, FineTuneSpec) and not isinstance(spec.inputs, Media):
+        raise InvalidRequest(
+            f"{task} takes no file as its body; send JSON with `Content-Type: {JSON}`", param="inputs"
+        )
     submitted = await run_in_threadpool(submitter.submit, scheduling.on(spec))
     waiting = Waiting(api, submitted.job, is_shared=submitter.idempotency_key is not None)
     async with waiting.cancelled_if_abandoned():
@@ -110,17 +114,20 @@ def _default_task(services: Services, model: str) -> Task:
     return services.catalogue.get(model).tasks[0]
 
 
-def _read(services: Services, body: bytes, content_type: str | None) -> dict[str, Any]:
-    """The body as a JSON object. Anything but JSON is the input itself, and goes to the artifact store."""
-    is_json = (content_type or "").partition(";")[0].strip().lower() == JSON
+def _read(services: Services, body: bytes, content_type: str | None) -> tuple[dict[str, Any], bool]:
+    """The body as a JSON object, and whether it is a file: then it is the input itself, in the artifact store.
+
+    Curl says of JSON that it is a form unless it is told: no image, sound or video begins with a brace.
+    """
+    is_json = (content_type or "").partition(";")[0].strip().lower() == JSON or body.lstrip()[:1] == b"{"
     if not body:
         raise InvalidRequest("the request has no body; send JSON, or an image or a sound")
     if not is_json:
-        return {"inputs": f"artifact-{services.artifacts.put(body).digest}"}
+        return {"inputs": f"artifact-{services.artifacts.put(body).digest}"}, True
     try:
         sent = from_json(body)
     except ValueError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     if not isinstance(sent, dict):
         raise InvalidRequest("the body must be a JSON object with `inputs`")
-    return sent
+    return sent, False
