@@ -11,13 +11,12 @@ from tandem.specs.candidate_labels import (
     MAX_LABEL_CHARACTERS,
     CandidateLabels,
     HypothesisTemplate,
+    refuse_too_many_pairs,
 )
 from tandem.specs.text_to_text import SummarizationSpec, Text2TextGenerationSpec, TranslationSpec
 
 MAX_STRIDE = 8192
 """Tokens that two windows of a text share: fewer than a window, which no encoder makes longer."""
-MAX_PAIRS = 65_536
-"""Texts times labels of one zero-shot job: each pair is an encoded row of some kilobytes in the worker's memory."""
 
 
 class TokenClassificationParameters(Spec):
@@ -65,13 +64,7 @@ class ZeroShotClassificationSpec(InferenceBase):
 
     @model_validator(mode="after")
     def _has_so_many_pairs(self) -> Self:
-        texts = len(self.inputs) if isinstance(self.inputs, tuple) else 1
-        labels = len(self.parameters.candidate_labels)
-        if texts * labels > MAX_PAIRS:
-            raise ValueError(
-                f"`inputs` ({texts}) times `candidate_labels` ({labels}) are more than {MAX_PAIRS} pairs: send "
-                "several jobs"
-            )
+        refuse_too_many_pairs(self.inputs, self.parameters.candidate_labels)
         return self
 
 

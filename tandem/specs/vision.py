@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tandem.specs.base import InferenceBase, Spec
-from tandem.specs.candidate_labels import CandidateLabels, HypothesisTemplate
+from tandem.specs.candidate_labels import CandidateLabels, HypothesisTemplate, refuse_too_many_pairs
 from tandem.specs.encoders import MAX_UNPOOLED_INPUTS
 from tandem.specs.keypoint_matching import KeypointMatchingSpec
 from tandem.specs.mask_generation import MaskGenerationSpec
@@ -18,8 +18,6 @@ MAX_VIDEO_FRAMES = 1024
 MAX_FRAME_STEP = 10_000
 """Frames between two that are looked at: some minutes of film."""
 
-MAX_LOOKS = 65_536
-"""Images times labels of one job: every label is looked for in every image by a forward of its own."""
 
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -170,13 +168,7 @@ class ZeroShotObjectDetectionSpec(InferenceBase):
 
     @model_validator(mode="after")
     def _looks_so_often(self) -> Self:
-        images = len(self.inputs) if isinstance(self.inputs, tuple) else 1
-        labels = len(self.parameters.candidate_labels)
-        if images * labels > MAX_LOOKS:
-            raise ValueError(
-                f"`inputs` ({images}) times `candidate_labels` ({labels}) are more than {MAX_LOOKS}: send several "
-                "jobs"
-            )
+        refuse_too_many_pairs(self.inputs, self.parameters.candidate_labels)
         return self
 
 

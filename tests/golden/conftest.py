@@ -1,25 +1,5 @@
-"""Tiny models for golden tests: each is built once a session."""
+"""Tiny models for golden tests."""
 
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from tests.tiny_models.fixtures import one_thread, tiny_folder
 
-import pytest
-import torch
-
-from tests.tiny_models import build
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread a sum: a tiny model gains nothing by more, and two would wait on each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a tiny model by its name."""
-    return cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
+__all__ = ["one_thread", "tiny_folder"]

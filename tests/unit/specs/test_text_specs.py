@@ -32,8 +32,8 @@ from pydantic import ValidationError
 from tandem.specs import job_spec_adapter
 from tandem.specs.answers import MAX_CELLS, MAX_QUERIES
 from tandem.specs.base import MAX_INPUT_CHARACTERS, MAX_NEW_TOKENS
+from tandem.specs.candidate_labels import MAX_PAIRS
 from tandem.specs.encoders import MAX_UNPOOLED_INPUTS
-from tandem.specs.text import MAX_PAIRS
 
 TABLE = {"City": ["Paris", "Rome"], "People": ["2100000", "2800000"]}
 NOUL = {"type": "noul", "instructions": "is it so?"}

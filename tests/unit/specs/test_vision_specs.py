@@ -9,9 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from tandem.specs import Media, job_spec_adapter, replace_media
-from tandem.specs.candidate_labels import MAX_CANDIDATE_LABELS, MAX_LABEL_CHARACTERS
+from tandem.specs.candidate_labels import MAX_CANDIDATE_LABELS, MAX_LABEL_CHARACTERS, MAX_PAIRS
 from tandem.specs.encoders import MAX_UNPOOLED_INPUTS
-from tandem.specs.vision import MAX_LOOKS
 
 PICTURE = base64.b64encode(b"some picture").decode()
 LABELS = {"candidate_labels": ["cat", "dog"]}
@@ -130,7 +129,7 @@ def test_vectors_of_every_patch_are_for_few_images() -> None:
 def test_images_times_labels() -> None:
     """Every label is looked for in every image by a forward of its own."""
     labels = [f"thing {place}" for place in range(MAX_CANDIDATE_LABELS)]
-    images = [PICTURE] * (MAX_LOOKS // MAX_CANDIDATE_LABELS + 1)
+    images = [PICTURE] * (MAX_PAIRS // MAX_CANDIDATE_LABELS + 1)
     assert len(spec("zero-shot-object-detection", images[1:], candidate_labels=labels).inputs) == len(images) - 1
     where, what = fault("zero-shot-object-detection", images, candidate_labels=labels)
     assert where == ""

@@ -1,30 +1,16 @@
 """Each tiny model is built and loaded once a session, and never changed by a test."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import pipeline
 
-from tests.tiny_models import build
+from tests.tiny_models.fixtures import one_thread, tiny_folder
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread a sum: a tiny model gains nothing by more, and two would wait on each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a tiny model by its name."""
-    return cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
+__all__ = ["one_thread", "tiny_folder", "tiny_pipeline"]
 
 
 @pytest.fixture(scope="session")
