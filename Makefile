@@ -6,7 +6,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 # Which build of torch: auto, cpu or cuda.
 TORCH ?= auto
-# Further arguments of pytest, or the demo: make test ARGS='-k lease'
+# Further arguments of pytest, or the demo: make test ARGS='-k lease'; -n0 runs the tests in one process.
 ARGS ?=
 BIN := .venv/bin
 
@@ -29,8 +29,10 @@ up: install  ## start everything on this machine: queue, API, worker, Flower
 demo: install  ## fine-tune an adapter and use it, end to end
 	@$(BIN)/python examples/demo.py $(ARGS)
 
+# One process a core (up to 4, of which each may start a whole service), so one thread each: a second one would only
+# wait for another process's.
 test: install  ## run every test that needs no GPU
-	@$(BIN)/pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 $(ARGS)
 
 check: install  ## lint, format, types, imports and container files: what CI checks
 	$(BIN)/ruff check .
@@ -50,6 +52,8 @@ fix: install  ## repair what the linter and the formatter can
 bench: install  ## run the benchmarks, each against its peer in one run
 	@PYTHONPATH=. $(BIN)/python bench/jobs.py
 	@PYTHONPATH=. $(BIN)/python bench/generate.py
+	@PYTHONPATH=. $(BIN)/python bench/adapters.py
+	@PYTHONPATH=. $(BIN)/python bench/latency.py
 	@PYTHONPATH=. $(BIN)/python bench/encoders.py
 	@PYTHONPATH=. $(BIN)/python bench/quality.py
 

