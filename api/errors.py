@@ -22,7 +22,7 @@ from tandem.errors import (
     WaitTimeout,
 )
 from tandem.job import Failure
-from tandem.specs import TASKS
+from tandem.specs import METHODS, TASKS
 
 AUTHENTICATION_STATUS = 401
 BUSY_STATUS = 429
@@ -139,10 +139,11 @@ async def _client_gone(_: Request, __: Exception) -> Response:
 
 _FIELD = re.compile(r"[A-Za-z_][\w-]*")
 _SOURCES = frozenset({"body", "query", "path", "header", "form"})
-_UNION_LABELS = frozenset({"inference", "finetune", "constrained-str", "str", "list", "tuple", *TASKS})
+_UNION_LABELS = frozenset({"inference", "finetune", "constrained-str", "str", "list", "tuple", *METHODS, *TASKS})
 """What pydantic puts into a location for the branch of a union that it tried: no part of the user's JSON."""
 
 
+RESPONSE_FORMAT = "response_format"
 _CLASS_NAME = re.compile(r"(?:[A-Z][a-z0-9]+){2,}")
 """The same, for the branches that are classes of ours: no field has such a name."""
 
@@ -150,6 +151,10 @@ _CLASS_NAME = re.compile(r"(?:[A-Z][a-z0-9]+){2,}")
 def field_path(location: Sequence[str | int]) -> str:
     """`messages.0.content` for pydantic's ("body", "messages", 0, "content"), without the names of union branches."""
     parts = list(location[1:] if location and location[0] in _SOURCES else location)
+    if RESPONSE_FORMAT in parts:
+        # The branch's name follows it, and may be a field's as well: `json_schema` is both.
+        branch = parts.index(RESPONSE_FORMAT) + 1
+        del parts[branch : branch + 1]
     return ".".join(
         str(part)
         for part in parts
@@ -199,7 +204,7 @@ def _message(error: Mapping[str, Any]) -> str:
         case "union_tag_invalid":
             return f"it is {context['tag']!r}; it must be one of {context['expected_tags']}"
         case "union_tag_not_found":
-            return "is missing; it says what kind of job this is"
+            return "is missing; it says which kind this is"
         case "missing" if not field_path(error["loc"]):
             return "the request has no body; send JSON with `Content-Type: application/json`"
         case "missing":

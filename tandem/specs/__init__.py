@@ -29,16 +29,15 @@ from tandem.specs.encoders import (
     TextClassificationSpec,
 )
 from tandem.specs.finetune import (
-    MAX_LORA_RANK,
     ChatRow,
     CompletionRow,
     FineTuneSpec,
     Hyperparameters,
-    LoraMethod,
     TrainingRow,
 )
 from tandem.specs.generation import ChatMessage, GenerationParameters, TextGenerationSpec
 from tandem.specs.media import Media, replace_media
+from tandem.specs.methods import MAX_LORA_RANK, METHODS, LoraMethod
 from tandem.specs.multimodal import MultimodalSpec
 from tandem.specs.tasks import ALIASES, TASKS, NamedTask, Task, with_task_named
 from tandem.specs.text import TextSpec
@@ -59,6 +58,7 @@ __all__ = [
     "ALIASES",
     "MAX_DELAY_SECONDS",
     "MAX_LORA_RANK",
+    "METHODS",
     "NAME_PATTERN",
     "PRIORITIES",
     "TASKS",

@@ -15,14 +15,15 @@ from tandem.specs.base import (
     Text,
 )
 from tandem.specs.generation import MAX_MESSAGES, ChatMessage
+from tandem.specs.methods import AnyMethod, LoraMethod, Method, PromptLearningMethod
 from tandem.specs.tasks import Task
 
-MAX_LORA_RANK = 256
-"""LoRA rank: beyond it the adapter bank's memory grows without measured gain."""
 MAX_EPOCHS = 100
 """Passes over the training data."""
 MAX_TRAINING_STEPS = 10_000_000
 """Optimizer steps of one job: a bound on a typing mistake, not on work."""
+MIN_ROW_TOKENS = 8
+"""Tokens of a row that a training must have room for: fewer are a mistake in the limit."""
 MAX_LABEL_CHARACTERS = 256
 """A label is a name; texts that long are answers, which a language model learns."""
 MAX_ROW_WORDS = 65_536
@@ -41,17 +42,6 @@ RESIDENT_TASK: dict[FineTuneTask, Task] = {
 copy of it makes embeddings and serves every adapter, each of which brings its own head."""
 
 
-class LoraMethod(Spec):
-    """Low-rank adaptation (Hu et al. 2021): W x + (alpha / r) B A x, with A and B trained."""
-
-    type: Literal["lora"] = "lora"
-    r: int = Field(default=8, ge=1, le=MAX_LORA_RANK)
-    alpha: float = Field(default=16.0, gt=0.0, le=4096.0)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    target_modules: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=64)
-    """Names of the linear layers to adapt, such as `q_proj`; None takes PEFT's choice for the model."""
-
-
 class Hyperparameters(Spec):
     """How long and how fast to train. Names follow transformers' TrainingArguments where they exist there."""
 
@@ -66,7 +56,7 @@ class Hyperparameters(Spec):
     warmup_steps: int = Field(default=0, ge=0, le=MAX_TRAINING_STEPS)
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0, le=1000.0)
-    max_tokens: int = Field(default=1024, ge=8, le=MAX_NEW_TOKENS)
+    max_tokens: int = Field(default=1024, ge=MIN_ROW_TOKENS, le=MAX_NEW_TOKENS)
     """Tokens of one row. A longer one is counted in the report, and cut at its end; a question's context is cut into
     windows that overlap, and all of them are learned."""
     logging_steps: int = Field(default=1, ge=1, le=10_000)
@@ -89,8 +79,16 @@ class FineTuneSpec(Scheduling):
     validation_file: FileId | None = None
     suffix: str = Field(default="adapter", pattern=SUFFIX_PATTERN)
     """A word of yours in the adapter's id: `ft:<model>:<owner>:<suffix>:<number>`."""
-    method: LoraMethod = LoraMethod()
+    method: Method = LoraMethod()
     hyperparameters: Hyperparameters = Hyperparameters()
+
+    @field_validator("method")
+    @classmethod
+    def _is_one_of_the_tasks(cls, method: AnyMethod, info: ValidationInfo) -> AnyMethod:
+        task = info.data.get("task", "text-generation")
+        if isinstance(method, PromptLearningMethod) and task != "text-generation":
+            raise ValueError(f"{method.type} trains virtual tokens for text-generation: for {task} use lora or ia3")
+        return method
 
 
 # Rows of a training file (JSON lines). For text-generation, OpenAI's two shapes.

@@ -17,8 +17,9 @@ ARTIFACT = re.compile(r"artifact-([0-9a-f]{64})")
 FILE = re.compile(r"file-[0-9a-f]{24}")
 DATA_URL = re.compile(r"data:[^,;]{0,128}(?:;[^,;]{0,128})*;base64,")
 
-Purpose = Literal["fine-tune", "batch", "vision", "user_data"]
-"""What an uploaded file is for, in OpenAI's words: images are `vision`, other inputs of jobs `user_data`."""
+Purpose = Literal["fine-tune", "batch", "vision", "user_data", "adapter"]
+"""What an uploaded file is for, in OpenAI's words: images are `vision`, other inputs of jobs `user_data`. One word is
+ours: an `adapter` is a PEFT folder as a zip file."""
 
 
 class Media(str):

@@ -3,7 +3,7 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from tandem.errors import Cancelled, Draining, InvalidRequest
-from tandem.specs import Hyperparameters, LoraMethod
+from tandem.specs import GenerationParameters, Hyperparameters, LoraMethod
+from tandem.specs.methods import AnyMethod, Ia3Method, PrefixTuningMethod, PromptTuningMethod, PTuningMethod
 from tests.unit.training.tiny import chat, chatml_tokenizer, colour_rows, tiny_llama
+from worker.engine.adapters.weights import read_adapter
 from worker.engine.engine import Engine
+from worker.engine.sequence import Sequence
 from worker.training import loop
 from worker.training.loop import TrainingOutcome, train
 from worker.training.turns import Turns
@@ -24,6 +27,15 @@ from worker.training.turns import Turns
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 IDS = torch.arange(16).reshape(1, 16) + 30
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_compute_thread() -> Iterator[None]:
+    """OpenMP's threads spin while they wait for each other, which beside any other process takes most of a step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -37,8 +49,9 @@ def learn_colours(
     folder: Path,
     turns: Turns | None = None,
     events: list[dict[str, Any]] | None = None,
-    method: LoraMethod | None = None,
+    method: AnyMethod | None = None,
     steps: int = 8,
+    learning_rate: float = 2e-2,
 ) -> TrainingOutcome:
     rows = colour_rows()
     return train(
@@ -48,7 +61,7 @@ def learn_colours(
         training_rows=rows,
         validation_rows=rows[:4],
         method=method or LoraMethod(r=4),
-        hyperparameters=Hyperparameters(max_steps=steps, batch_size=4, learning_rate=2e-2),
+        hyperparameters=Hyperparameters(max_steps=steps, batch_size=4, learning_rate=learning_rate),
         turns=turns or Turns(quantum_seconds=0.02),
         on_event=(events if events is not None else []).append,
         check=lambda: None,
@@ -61,7 +74,7 @@ def test_training_writes_an_adapter_that_peft_loads(
 ) -> None:
     """The folder holds PEFT's two files; on a fresh copy of the base it gives the logits that training ended with."""
     at_the_end: list[torch.Tensor] = []
-    save = loop._save
+    save = loop.save_adapter
 
     def look_and_save(model: PeftModel, folder: Path) -> None:
         model.eval()
@@ -69,7 +82,7 @@ def test_training_writes_an_adapter_that_peft_loads(
             at_the_end.append(_without_boundaries(model)(input_ids=IDS).logits)
         save(model, folder)
 
-    monkeypatch.setattr(loop, "_save", look_and_save)
+    monkeypatch.setattr(loop, "save_adapter", look_and_save)
     learn_colours(resident, tmp_path)
 
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
@@ -109,6 +122,55 @@ def test_a_model_in_an_engine_is_trained_like_one_alone(resident: LlamaForCausal
     learn_colours(in_engine, tmp_path / "in-engine")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "in-engine" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+METHODS: dict[str, tuple[AnyMethod, float]] = {
+    "lora": (LoraMethod(r=4), 2e-2),
+    "dora": (LoraMethod(r=4, use_dora=True), 2e-2),
+    "ia3": (Ia3Method(type="ia3"), 1e-1),
+    "prefix": (PrefixTuningMethod(type="prefix-tuning", num_virtual_tokens=6), 1e-1),
+    "prompt": (PromptTuningMethod(type="prompt-tuning", num_virtual_tokens=6), 1e-1),
+    "p-tuning": (PTuningMethod(type="p-tuning", num_virtual_tokens=6), 2e-2),
+}
+"""Each method with a learning rate that suits it."""
+
+
+def test_whatever_the_method_what_was_trained_is_served(resident: LlamaForCausalLM, tmp_path: Path) -> None:
+    """Six methods, trained one after the other on a model in an engine, then served in one batch by that engine: each
+    adapter answers as PEFT alone would have it answer, token for token, and the base as ever."""
+    sizes = {"sequence_slots": 7, "slot_tokens": 64, "step_tokens": 32, "adapter_slots": 6, "adapter_rank": 8}
+    engine = Engine(resident, chatml_tokenizer(), **sizes)
+    for name, (method, rate) in METHODS.items():
+        learn_colours(resident, tmp_path / name, method=method, learning_rate=rate)
+
+    adapters = {name: read_adapter(name, tmp_path / name, resident) for name in METHODS}
+    sequences = {
+        name: Sequence(PROMPT, GenerationParameters(max_new_tokens=8), adapter=adapters.get(name))
+        for name in (*METHODS, "base")
+    }
+    for sequence in sequences.values():
+        engine.submit(sequence)
+    while engine.has_work():
+        engine.step()
+    answers = {name: sequence.future.result(0).token_ids for name, sequence in sequences.items()}
+
+    for name in METHODS:
+        assert answers[name] == greedy(PeftModel.from_pretrained(tiny_llama(), tmp_path / name)), name
+    assert answers["base"] == greedy(tiny_llama())
+    assert len(set(answers.values())) > 3, "most adapters have learned to say something else"
+
+
+PROMPT = chatml_tokenizer().encode("green means ")
+
+
+def greedy(model: LlamaForCausalLM | PeftModel) -> tuple[int, ...]:
+    """The most likely tokens after PROMPT, up to the one that ends the answer or eight."""
+    tokens: list[int] = []
+    while len(tokens) < 8 and tokens[-1:] != [2]:
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([[*PROMPT, *tokens]])).logits
+        tokens.append(int(logits[0, -1].argmax()))
+    return tuple(tokens)
 
 
 def test_serving_goes_on_within_a_training_step(resident: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tandem.adapters import AdapterManifest, AdapterStore, adapter_id
+from tandem.adapters import AdapterManifest, AdapterStore, Served, adapter_id
 from tandem.artifacts import ArtifactStore
 from tandem.errors import Draining, Paused, QueueUnavailable, UnknownArtifact
 from tandem.files import FileStore, StoredFile
@@ -65,7 +65,7 @@ class FineTuneRunner:
             with self._residents.use((spec.model, RESIDENT_TASK[spec.task])) as resident:
                 manifest = self._train(attempt, spec, adapter, resident)
         self._adapters.publish(manifest)
-        return {"adapter": manifest.id, "metrics": manifest.metrics}
+        return {"adapter": manifest.id, "served": manifest.served, "metrics": manifest.metrics}
 
     def _train(self, attempt: Attempt, spec: FineTuneSpec, adapter: str, resident: ResidentModel) -> AdapterManifest:
         attempt.check()
@@ -121,6 +121,7 @@ class FineTuneRunner:
                 training_data=training.digest,
                 validation_data=None if validation is None else validation.digest,
                 metrics=asdict(outcome),
+                served=_served(spec.task, resident),
                 files={file: artifact.digest for file, artifact in files.items()},
                 created_at=time.time(),
             )
@@ -195,6 +196,11 @@ class JobCheckpoints:
         self._attempt.save_checkpoint(self._unrecorded)
         self._attempt.report("checkpoint", {"step": self._unrecorded["step"]})
         self._unrecorded = None
+
+
+def _served(task: FineTuneTask, resident: ResidentModel) -> Served:
+    """The engine mixes every method's adapters, and so do encoders; the library's generate() takes none."""
+    return "not-served" if task == "text-generation" and resident.engine is None else "mixed-batch"
 
 
 def _without_type(event: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""LoRA fine-tuning on the twin of a resident model, giving way to serving at layer boundaries."""
+"""Fine-tuning on the twin of a resident model, giving way to serving at layer boundaries."""

@@ -28,8 +28,9 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tandem.errors import InvalidRequest
-from tandem.specs import Hyperparameters, LoraMethod
+from tandem.specs import Hyperparameters
 from tandem.specs.finetune import FineTuneTask
+from tandem.specs.methods import Method
 from worker.training.data import EncodedData
 
 TENSORS_FILE = "tensors.safetensors"
@@ -61,7 +62,7 @@ class Subject(_Part):
     task: FineTuneTask = "text-generation"
     data: str
     """SHA-256 of the encoded rows: see `data_digest`."""
-    method: LoraMethod
+    method: Method
     hyperparameters: Hyperparameters
 
 

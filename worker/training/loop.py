@@ -1,23 +1,22 @@
 """Train an adapter on the twin of a resident model: from rows to a PEFT folder."""
 
-import copy
 import gc
-import json
 import tempfile
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tandem.specs import Hyperparameters, LoraMethod, TrainingRow
+from tandem.specs import Hyperparameters, TrainingRow
 from tandem.specs.finetune import FineTuneTask
+from tandem.specs.methods import AnyMethod, PromptLearningMethod
+from worker.training.adapter import attach_adapter, save_adapter
 from worker.training.arguments import training_arguments
 from worker.training.checkpoint import (
     Base,
@@ -28,9 +27,8 @@ from worker.training.checkpoint import (
     read_checkpoint,
 )
 from worker.training.data import EncodedData
-from worker.training.heads import build_headed_twin, draw_head, head_names
+from worker.training.heads import build_headed_twin, draw_head
 from worker.training.keeper import SAVE_SECONDS, CheckpointKeeper
-from worker.training.methods import peft_config
 from worker.training.objectives import Objective, objective_for
 from worker.training.outcome import TrainingOutcome, outcome_of
 from worker.training.randomness import SeededTurns, python_and_numpy_states_kept
@@ -39,6 +37,7 @@ from worker.training.trained_state import check_fits
 from worker.training.trainer import TurnTrainer
 from worker.training.turns import Turns
 from worker.training.twin import build_twin, give_way_at_layers
+from worker.training.virtual_tokens import inputs_of
 
 __all__ = ["TrainingOutcome", "train"]
 
@@ -54,7 +53,7 @@ def train(
     base_name: str,
     training_rows: Sequence[TrainingRow],
     validation_rows: Sequence[TrainingRow] | None,
-    method: LoraMethod,
+    method: AnyMethod,
     hyperparameters: Hyperparameters,
     turns: Turns,
     on_event: Callable[[dict[str, Any]], None],
@@ -92,15 +91,17 @@ def train(
     its result.
 
     Raises InvalidTrainingData for rows that cannot be used, UnsupportedTask for a model that does not learn `task`,
-    InvalidRequest for targets that the model lacks, for a
-    training that diverges and (param `resume_from`) for a checkpoint with other rows or settings,
-    ConfigurationError for a resident that is not on the process's only device, and RuntimeError when another
-    training runs in this process.
+    InvalidRequest for a method that `task` or the model does not take, for targets that the model lacks, for more
+    virtual tokens than its context leaves room for, for a training that diverges and (param `resume_from`) for a
+    checkpoint with other rows or settings, ConfigurationError for a resident that is not on the process's only
+    device, and RuntimeError when another training runs in this process.
     """
     if not _only_training.acquire(blocking=False):
         raise RuntimeError("one training at a time in a process: run this one when the other has ended")
     try:
-        objective = objective_for(task, resident, tokenizer, hyperparameters.max_tokens, training_rows)
+        virtual_tokens = method.num_virtual_tokens if isinstance(method, PromptLearningMethod) else 0
+        max_tokens = hyperparameters.max_tokens
+        objective = objective_for(task, resident, tokenizer, max_tokens, training_rows, virtual_tokens)
         data = _encode(objective, training_rows, validation_rows)
         subject = Subject(
             base=Base(name=base_name, revision=base_revision, dtype=str(resident.dtype)),
@@ -170,9 +171,9 @@ def _train(
     with turns.training(), python_and_numpy_states_kept():
         if objective.head is not None:
             draw_head(twin)
-        loss = objective.loss(twin, turns.give_way)
+        model = attach_adapter(twin, subject.method, subject.base.name, objective)
         turns.give_way()
-        model = _with_adapter(twin, subject.method, subject.base.name, objective)
+        loss = objective.loss(twin, turns.give_way, inputs_of(model))
     checkpoint = None if resume_from is None else _usable_checkpoint(resume_from, subject, model, on_event)
     arguments = training_arguments(
         subject.hyperparameters,
@@ -199,7 +200,7 @@ def _train(
     give_way_at_layers(twin, turns)
     trainer.run(checkpoint)
     trainer.check()
-    _save(model, folder)
+    save_adapter(model, folder)
     return outcome_of(trainer, training, validation)
 
 
@@ -213,49 +214,3 @@ def _usable_checkpoint(
         on_event({"type": "warning", "message": f"the training starts anew, without its checkpoint: {error}"})
         return None
     return checkpoint
-
-
-def _with_adapter(twin: PreTrainedModel, method: LoraMethod, base_name: str, objective: Objective) -> PeftModel:
-    config = peft_config(
-        method,
-        twin,
-        base_name=base_name,
-        task_type=objective.task_type,
-        trained_whole=() if objective.head is None else head_names(twin),
-    )
-    twin.name_or_path = base_name  # PEFT takes the name that the adapter's config gives to its base from here
-    with warnings.catch_warnings():
-        # PEFT 0.21 reads a property that transformers 5.23 has renamed; both names hold the same until v6.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        model = get_peft_model(twin, config)
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"PEFT made a {type(model).__name__}, whose adapter cannot be saved alone")
-    return model
-
-
-def _save(model: PeftModel, folder: Path) -> None:
-    """Write `adapter_model.safetensors`, `adapter_config.json` and, for a model with a new head, its `config.json`;
-    on an error nothing is left in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as unfinished:
-        # Only the layers' adapters and a head are trained, so PEFT need not ask a hub whether the vocabulary has
-        # grown.
-        model.save_pretrained(unfinished, save_embedding_layers=False)
-        config_file = Path(unfinished) / "adapter_config.json"
-        config = json.loads(config_file.read_text())
-        config["target_modules"].sort()  # a set in PEFT: its order differs from process to process
-        names = ["adapter_model.safetensors", "adapter_config.json"]
-        if config["modules_to_save"] is not None:
-            # PEFT adds its own names for the task's head to those that it was given.
-            config["modules_to_save"] = sorted(set(config["modules_to_save"]))
-            _save_model_config(cast("PreTrainedModel", model.get_base_model()), Path(unfinished) / "config.json")
-            names.append("config.json")
-        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for name in names:
-            (Path(unfinished) / name).replace(folder / name)
-
-
-def _save_model_config(model: PreTrainedModel, file: Path) -> None:
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.to_json_file(str(file))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from worker.training.virtual_tokens import ModelInputs
+
 IGNORED_LABEL = -100
 """The label of a token that carries no loss: the value that torch's cross-entropy ignores by default."""
 
@@ -85,10 +87,14 @@ class AnswerLoss:
     chunks; a model that does more to its logits (Gemma's soft cap, Cohere's scale) runs whole, in one longer turn.
     """
 
-    def __init__(self, model: PreTrainedModel, give_way: Callable[[], None]) -> None:
-        """Runs `model` once, on a few tokens, in eval mode: training must hold the device."""
+    def __init__(self, model: PreTrainedModel, give_way: Callable[[], None], inputs: ModelInputs) -> None:
+        """Runs `model` once, on a few tokens: it must be in eval mode, and training hold the device.
+
+        `inputs` says what its forward is given; an adapter's virtual tokens among it carry no loss.
+        """
         self._model = model
         self._give_way = give_way
+        self._inputs = inputs
         self._split = _split_at_head(model)
 
     @property
@@ -102,12 +108,12 @@ class AnswerLoss:
         causal, so no token sees what follows it, and padding carries no label.
         """
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-        answers = targets != IGNORED_LABEL
+        answers, tokens = targets != IGNORED_LABEL, input_ids.shape[1]
         if self._split is None:
-            logits = self._model(input_ids=input_ids).logits[answers]
+            logits = self._model(**self._inputs(input_ids)).logits[:, -tokens:][answers]
             return F.cross_entropy(logits.float(), targets[answers], reduction="sum") / denominator
         backbone, head = self._split
-        hidden = backbone(input_ids=input_ids).last_hidden_state[answers]
+        hidden = backbone(**self._inputs(input_ids)).last_hidden_state[:, -tokens:][answers]
         return chunked_cross_entropy(hidden, targets[answers], head, denominator, self._give_way)
 
 

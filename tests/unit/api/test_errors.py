@@ -97,4 +97,4 @@ def test_a_missing_kind_is_named() -> None:
     with pytest.raises(ValidationError) as caught:
         job_spec_adapter.validate_python({"task": "fill-mask"})
     error = invalid_request(caught.value.errors())
-    assert (error.param, error.message) == ("kind", "`kind`: is missing; it says what kind of job this is")
+    assert (error.param, error.message) == ("kind", "`kind`: is missing; it says which kind this is")

@@ -1,13 +1,13 @@
 """Adapters with heads: the numerics of their training, and what is published."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
 from tandem.errors import Draining, InvalidRequest, InvalidTrainingData, UnsupportedTask
 from tandem.specs import LoraMethod
 from tandem.specs.finetune import FineTuneTask, TextClassificationRow
+from tandem.specs.methods import AnyMethod, Ia3Method
 from tests.unit.training.interrupted import Shelf, comparable, stop_at
 from tests.unit.training.tiny_encoders import (
     QUESTIONS,
@@ -126,15 +127,18 @@ class SeedsTheFirstStep(TrainerCallback):
             torch.manual_seed(SEED)
 
 
-def train_by_the_recipe(task: FineTuneTask, family: str, base: Path, scratch: Path) -> dict[str, Tensor]:
-    """The adapter's weights after `Trainer` and `get_peft_model` alone have trained it.
+def train_by_the_recipe(
+    task: FineTuneTask, family: str, base: Path, scratch: Path, config: PeftConfig | None = None
+) -> dict[str, Tensor]:
+    """The adapter's weights after `Trainer` and `get_peft_model` alone have trained it: a LoRA unless `config` says.
 
     Rows of question-answering come one by one, since transformers' loss of those depends on the padding.
     """
     torch.manual_seed(SEED)
     task_types = {"text-classification": "SEQ_CLS", "token-classification": "TOKEN_CLS"}
     targets = ["q_lin", "v_lin"] if family == "distilbert" else ["query", "value"]
-    config = LoraConfig(task_type=task_types.get(task, "QUESTION_ANS"), r=8, lora_alpha=16, target_modules=targets)
+    config = config or LoraConfig(r=8, lora_alpha=16, target_modules=targets)
+    config.task_type = task_types.get(task, "QUESTION_ANS")
     model = get_peft_model(headed(task, base), config)
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -189,13 +193,43 @@ def test_the_adapter_is_the_plain_recipes(task: FineTuneTask, family: str, tmp_p
         assert torch.equal(resident.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_folder_loads_onto_the_headed_base(task: FineTuneTask, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (Ia3Method(type="ia3"), lambda: IA3Config()),
+        (LoraMethod(use_rslora=True), lambda: LoraConfig(lora_alpha=16, use_rslora=True)),
+        (LoraMethod(use_dora=True), lambda: LoraConfig(lora_alpha=16, use_dora=True)),
+    ],
+    ids=["ia3", "rslora", "dora"],
+)
+def test_other_methods_are_the_plain_recipes_too(
+    method: AnyMethod, config: Callable[[], PeftConfig], tmp_path: Path
+) -> None:
+    """Beside a new head, which is trained and saved whole."""
+    tiny_body().save_pretrained(tmp_path / "base")
+    resident = AutoModel.from_pretrained(tmp_path / "base").eval()
+    rows = {"rows": ROWS["text-classification"]() * 2, "max_steps": None}
+    learn(resident, tmp_path / "adapter", method=method, seed=SEED, **rows)
+    expected = train_by_the_recipe("text-classification", "bert", tmp_path / "base", tmp_path / "scratch", config())
+    found = weights(tmp_path / "adapter")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        *((task, LoraMethod()) for task in TASKS),
+        *((TASKS[0], m) for m in (Ia3Method(type="ia3"), LoraMethod(use_dora=True))),
+    ],
+)
+def test_the_folder_loads_onto_the_headed_base(task: FineTuneTask, method: AnyMethod, tmp_path: Path) -> None:
     """By PEFT, onto what transformers makes of the base; `config.json` says which class and which labels. The loaded
     model predicts what training had it predict."""
     body, rows = tiny_body(), ROWS[task]()
     body.save_pretrained(tmp_path / "base")
-    outcome = learn(body, tmp_path / "adapter", task, rows=rows, validation_rows=rows, max_steps=30)
+    outcome = learn(body, tmp_path / "adapter", task, rows=rows, validation_rows=rows, method=method, max_steps=30)
     folder = tmp_path / "adapter"
     assert {path.name for path in folder.iterdir()} == {ADAPTER, "adapter_config.json", "config.json"}
     config = json.loads((folder / "config.json").read_text())

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from tests.unit.training.tiny import tiny_gpt2, tiny_llama
 from worker.training.loss import AnswerLoss, chunked_cross_entropy
+from worker.training.virtual_tokens import inputs_of
 
 
 def frozen_head(hidden_size: int = 16, vocabulary: int = 50) -> nn.Linear:
@@ -47,6 +49,11 @@ def test_a_head_that_is_trained_is_refused() -> None:
         chunked_cross_entropy(torch.randn(2, 16), torch.arange(2), nn.Linear(16, 50), 1.0, lambda: None)
 
 
+def plain_inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a model without virtual tokens."""
+    return {"input_ids": ids}
+
+
 def some_batch() -> tuple[torch.Tensor, torch.Tensor, float]:
     """Ids and labels [3, 60] with the number of answer tokens: two chunks of them, in rows of uneven shares."""
     torch.manual_seed(1)
@@ -71,7 +78,7 @@ def test_the_loss_is_the_models_own(build: Callable[[], PreTrainedModel], is_chu
     model = build().requires_grad_(False)
     ids, labels, count = some_batch()
     boundaries: list[None] = []
-    loss_of = AnswerLoss(model, lambda: boundaries.append(None))
+    loss_of = AnswerLoss(model, lambda: boundaries.append(None), plain_inputs)
     assert loss_of.is_chunked is is_chunked
     torch.testing.assert_close(loss_of(ids, labels, count), model(input_ids=ids, labels=labels).loss)
     assert bool(boundaries) is is_chunked
@@ -85,5 +92,30 @@ def test_the_gradient_is_the_models_own(build: Callable[[], PreTrainedModel]) ->
     weight = model.base_model.layers[0].self_attn.q_proj.weight
     ids, labels, count = some_batch()
     (expected,) = torch.autograd.grad(model(input_ids=ids, labels=labels).loss, weight)
-    (gradient,) = torch.autograd.grad(AnswerLoss(model, lambda: None)(ids, labels, count), weight)
+    (gradient,) = torch.autograd.grad(AnswerLoss(model, lambda: None, plain_inputs)(ids, labels, count), weight)
     torch.testing.assert_close(gradient, expected)
+
+
+# PEFT 0.21 reads a property that transformers 5.23 has renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, capped_gemma])
+@pytest.mark.parametrize("config", [PrefixTuningConfig, PromptTuningConfig])
+def test_virtual_tokens_carry_no_loss_and_get_its_gradient(
+    config: type[PeftConfig], build: Callable[[], PreTrainedModel]
+) -> None:
+    """Value and gradient are those of PEFT's own forward, in chunks and whole; PEFT is told what is padding."""
+    model = get_peft_model(build(), config(num_virtual_tokens=4, task_type="CAUSAL_LM")).eval()
+    weight = model.prompt_encoder["default"].embedding.weight
+    ids, labels, count = some_batch()
+    ids, labels = ids[:, :50], labels[:, :50].clone()
+    labels[:, 0], labels[2, 40:] = -100, -100
+    count = float((labels != -100).sum())
+    mask = torch.ones_like(ids)
+    mask[2, 40:] = 0
+    expected = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    loss = AnswerLoss(model.get_base_model(), lambda: None, inputs_of(model))(ids, labels, count)
+    torch.testing.assert_close(loss, expected)
+    (expected_gradient,) = torch.autograd.grad(expected, weight)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    assert gradient.abs().sum() > 0

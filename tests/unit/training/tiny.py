@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tandem.specs import ChatMessage, ChatRow, CompletionRow, Hyperparameters, LoraMethod, TrainingRow
+from tandem.specs.methods import AnyMethod
 from worker.training.keeper import SAVE_SECONDS
 from worker.training.loop import TrainingOutcome, train
 from worker.training.turns import Turns
@@ -106,7 +107,7 @@ def run_training(
     rows: list[TrainingRow] | None = None,
     validation_rows: list[TrainingRow] | None = None,
     turns: Turns | None = None,
-    method: LoraMethod | None = None,
+    method: AnyMethod | None = None,
     on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
     check: Callable[[], None] = nothing,
     base_revision: str | None = None,

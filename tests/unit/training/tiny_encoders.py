@@ -24,6 +24,7 @@ from tandem.specs.finetune import (
     TokenClassificationRow,
     TrainingRow,
 )
+from tandem.specs.methods import AnyMethod
 from tests.tiny_models.tokenizers import bart_pieces, word_pieces
 from worker.training.loop import TrainingOutcome, train
 from worker.training.turns import Turns
@@ -119,7 +120,7 @@ def learn(
     family: str = "bert",
     rows: list[TrainingRow] | None = None,
     validation_rows: list[TrainingRow] | None = None,
-    method: LoraMethod | None = None,
+    method: AnyMethod | None = None,
     on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
     check: Callable[[], None] = lambda: None,
     turns: Turns | None = None,

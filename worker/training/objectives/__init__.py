@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tandem.errors import InvalidRequest
 from tandem.specs import TrainingRow
-from tandem.specs.finetune import FineTuneTask
+from tandem.specs.finetune import MIN_ROW_TOKENS, FineTuneTask
 from worker.training.objectives.headed import HeadedObjective
 from worker.training.objectives.objective import Batch, Loss, Metric, Objective
 from worker.training.objectives.question_answering import QuestionAnswering
@@ -26,16 +27,35 @@ def objective_for(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     training_rows: Sequence[TrainingRow],
+    virtual_tokens: int = 0,
 ) -> Objective:
     """The objective of `task` on `resident`, with rows of at most `max_tokens` or what the resident's context holds.
 
-    Raises InvalidTrainingData for rows with fewer than two labels, and UnsupportedTask for a tokenizer that cannot
-    be used.
+    `virtual_tokens` of the adapter stand before each row. Raises InvalidRequest where they leave no room for one, or
+    stand before a task's rows that have none; InvalidTrainingData for rows with fewer than two labels, and
+    UnsupportedTask for a tokenizer that cannot be used.
     """
     if task == "text-generation":
-        context = getattr(resident.config.get_text_config(), "max_position_embeddings", None)
-        return TextGeneration(tokenizer, min(max_tokens, context or max_tokens))
+        return TextGeneration(tokenizer, min(max_tokens, _row_tokens(resident, virtual_tokens) or max_tokens))
+    if virtual_tokens:
+        raise InvalidRequest(
+            f"virtual tokens are for text-generation: for {task} use lora or ia3", param="method.type"
+        )
     return HEADED[task](resident, tokenizer, max_tokens, training_rows)
+
+
+def _row_tokens(resident: PreTrainedModel, virtual_tokens: int) -> int | None:
+    """Tokens of a row that the model reads after the virtual ones; None where it does not say how many it reads."""
+    context: int | None = getattr(resident.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return None
+    if context - virtual_tokens < MIN_ROW_TOKENS:
+        raise InvalidRequest(
+            f"the model reads {context} tokens, so {virtual_tokens} virtual ones leave no room for a row: "
+            f"{context - MIN_ROW_TOKENS} is the most",
+            param="method.num_virtual_tokens",
+        )
+    return context - virtual_tokens
 
 
 __all__ = ["Batch", "HeadedObjective", "Loss", "Metric", "Objective", "objective_for"]

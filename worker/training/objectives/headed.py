@@ -14,6 +14,7 @@ from worker.training.data import Example, padded
 from worker.training.heads import Head
 from worker.training.loss import IGNORED_LABEL
 from worker.training.objectives.objective import Batch, Loss, Objective
+from worker.training.virtual_tokens import ModelInputs
 
 
 class HeadedObjective(Objective):
@@ -56,7 +57,12 @@ class HeadedObjective(Objective):
             batch["token_type_ids"] = padded(types, self._type_padding)
         return batch
 
-    def loss(self, twin: PreTrainedModel, give_way: Callable[[], None]) -> Loss:
+    def loss(
+        self,
+        twin: PreTrainedModel,
+        give_way: Callable[[], None],
+        inputs: ModelInputs,  # noqa: ARG002 - virtual tokens are no part of these tasks
+    ) -> Loss:
         """Cross-entropy, without chunks: a head's logits are few, and soon computed."""
 
         def loss(batch: Batch, denominator: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem.errors import InvalidTrainingData
 from tandem.specs import TrainingRow
@@ -13,6 +13,7 @@ from tandem.specs.finetune import FineTuneTask
 from tandem.training_rows import ROW_EXAMPLES
 from worker.training.data import EncodedData, Example
 from worker.training.heads import Head
+from worker.training.virtual_tokens import ModelInputs
 
 Batch = Mapping[str, Tensor]
 """A model's inputs by name, [rows, tokens] each, and `labels`."""
@@ -41,6 +42,8 @@ class Objective(ABC):
 
     task_type: ClassVar[str]
     """PEFT's name for the task."""
+    tokenizer: PreTrainedTokenizerBase
+    """What rows are tokenized with."""
     head: Head | None = None
     """What is put on the resident's body; None where the resident is trained as it is."""
 
@@ -53,8 +56,9 @@ class Objective(ABC):
         """Make a batch, padded on the right. Its `labels` are -100 where there is nothing to learn."""
 
     @abstractmethod
-    def loss(self, twin: PreTrainedModel, give_way: Callable[[], None]) -> Loss:
-        """The loss of `twin`, which calls `give_way` where its work can be cut. Training must hold the device."""
+    def loss(self, twin: PreTrainedModel, give_way: Callable[[], None], inputs: ModelInputs) -> Loss:
+        """The loss of `twin`, which has its adapter and is in eval mode; it calls `give_way` where its work can be
+        cut. `inputs` puts an adapter's virtual tokens before a batch's. Training must hold the device."""
 
     def metric(self, validation: EncodedData) -> Metric | None:  # noqa: ARG002 - for those that have one
         """A new metric over what `encode` has made of the validation rows; None where the loss says all."""
