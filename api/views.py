@@ -5,13 +5,14 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from tandem.adapters import AdapterManifest
+from tandem.adapters import AdapterManifest, Checked, ImportedMethod
 from tandem.catalogue import Catalogue, CatalogueEntry
 from tandem.files import StoredFile
 from tandem.job import Failure, Job, JobKind, JobState
 from tandem.job_reads import LaneStatus
-from tandem.specs import LoraMethod, Priority, Task, job_spec_adapter
+from tandem.specs import Priority, Task, job_spec_adapter
 from tandem.specs.media import Purpose
+from tandem.specs.methods import Method
 from tandem.workers import ResidentInfo, WorkerInfo
 
 OWNED_BY_TANDEM = "tandem"
@@ -221,7 +222,10 @@ class ModelView(BaseModel):
 
 
 class AdapterView(BaseModel):
-    """A published adapter: where it came from and how good it was. Its files come with `/download`."""
+    """A published adapter: where it came from and how good it was. Its files come with `/download`.
+
+    Of one that was trained elsewhere neither job nor data are known.
+    """
 
     id: str
     object: Literal["adapter"] = "adapter"
@@ -229,11 +233,15 @@ class AdapterView(BaseModel):
     base: str
     base_revision: str | None
     task: Task
-    method: LoraMethod
-    job_id: str
-    training_data: str
+    method: Method | ImportedMethod
+    job_id: str | None
+    training_data: str | None
     validation_data: str | None
     metrics: dict[str, Any]
+    checked: Checked | None = Field(
+        description="Of an imported adapter: whether its shapes were also compared with the base's weights, which "
+        "may not be on the API's machine. What is left, the first worker that loads it checks."
+    )
     created_at: float
 
     @classmethod

@@ -1,5 +1,7 @@
 """Adapters: trained, published, immutable. The manifest in the artifact store is the truth, Redis the index.
 
+Most are published by the jobs that train them; adapter_import.py publishes those that were trained elsewhere.
+
 Keys: `tandem:adapter:<id>` the manifest (JSON); `tandem:adapters` sorted set of ids by creation (seconds).
 """
 
@@ -7,7 +9,7 @@ import io
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Buffer
@@ -16,10 +18,36 @@ from tandem.artifacts import Artifact, ArtifactStore
 from tandem.errors import UnknownAdapter
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
-from tandem.specs import LoraMethod, Task
+from tandem.specs import Task
+from tandem.specs.methods import Method
 
 FOLDER = "adapters"
 """Where the manifests are published in the artifact store."""
+
+
+Checked = Literal["files", "files and base"]
+"""How far an imported adapter was checked before it was published: its own files, or also against the base's
+weights. What is left, the first worker that loads it checks."""
+
+
+Served = Literal["mixed-batch", "not-served"]
+"""How jobs run with an adapter: in one batch with others, other adapters' among them; or not at all, because its
+model is one that the engine does not hold. Its folder can be had all the same."""
+
+
+class ImportedMethod(BaseModel):
+    """What an adapter is made of that was trained elsewhere, as its files say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["imported"] = "imported"
+    peft_type: str
+    """PEFT's name for the kind, such as `LORA`."""
+    r: int | None
+    """The largest rank; None for a kind without."""
+    num_virtual_tokens: int | None
+    target_modules: tuple[str, ...]
+    """The last names of the layers that it changes."""
 
 
 class AdapterManifest(BaseModel):
@@ -35,20 +63,26 @@ class AdapterManifest(BaseModel):
     task: Task
     labels: tuple[str, ...] = ()
     """What a classifier's outputs mean, in order; empty for adapters without labels."""
-    method: LoraMethod
-    job_id: str
-    training_data: str
+    method: Method | ImportedMethod
+    job_id: str | None = None
+    """The training; None for an adapter that was trained elsewhere, of which the data are not known either."""
+    training_data: str | None = None
     """SHA-256 of the training file."""
-    validation_data: str | None
-    metrics: dict[str, Any]
+    validation_data: str | None = None
+    metrics: dict[str, Any] = {}
+    served: Served | None = None
+    """As the worker that trained it found; None where no worker has."""
+    checked: Checked | None = None
+    """Of an imported adapter."""
     files: dict[str, str]
     """File name in the PEFT folder → digest of its content."""
     created_at: float
 
 
-def adapter_id(base: str, owner: str, suffix: str, job_id: str) -> str:
-    """The id of the adapter that a job publishes: every attempt of one job has the same (OpenAI's `ft:` form)."""
-    return f"ft:{base}:{owner}:{suffix}:{job_id.removeprefix('job_')[:8]}"
+def adapter_id(base: str, owner: str, suffix: str, origin: str) -> str:
+    """An adapter's id in OpenAI's `ft:` form. `origin` is the job's id, the same for all its attempts, or the digest
+    of what was imported."""
+    return f"ft:{base}:{owner}:{suffix}:{origin.removeprefix('job_')[:8]}"
 
 
 def is_adapter_id(name: str) -> bool:
@@ -139,9 +173,7 @@ class AdapterStore:
         for content in self._artifacts.documents(FOLDER):
             manifest = AdapterManifest.model_validate_json(content)
             yield from manifest.files.values()
-            yield manifest.training_data
-            if manifest.validation_data is not None:
-                yield manifest.validation_data
+            yield from (data for data in (manifest.training_data, manifest.validation_data) if data is not None)
 
 
 class _Pieces(io.RawIOBase):

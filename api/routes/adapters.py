@@ -1,10 +1,12 @@
-"""Trained adapters: what there is, where it came from, and its files."""
+"""Adapters: what there is, where it came from, and its files; and a way in for those trained elsewhere."""
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import ServicesDep
+from api.auth import Owner
+from api.dependencies import ApiDep, ServicesDep
 from api.views import AdapterView, Deleted, Page
+from tandem.adapter_import import AdapterUpload, import_adapter
 from tandem.errors import UnknownArtifact
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -15,6 +17,16 @@ def list_adapters(services: ServicesDep) -> Page[AdapterView]:
     """Every adapter, newest first."""
     manifests = services.adapters.list()
     return Page.of([AdapterView.of(one) for one in manifests], [one.id for one in manifests])
+
+
+@router.post("", status_code=201)
+def add_adapter(upload: AdapterUpload, api: ApiDep, owner: Owner) -> AdapterView:
+    """Serve an adapter that was trained elsewhere: a PEFT folder, uploaded as a zip file.
+
+    It is checked first: the archive, the configs, the weights' names and shapes, and whether they fit the base. The
+    same content under the same base and suffix is the same adapter, however often it is sent.
+    """
+    return AdapterView.of(import_adapter(api.services, upload, owner=owner, limit=api.settings.file_bytes))
 
 
 # Ids hold colons, and slashes where the base is a hub id. A path takes all it can: the longer route comes first.

@@ -1,4 +1,4 @@
-"""`tandem adapters`: list, show, download, delete."""
+"""`tandem adapters`: list, show, add, download, delete."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from tandem.cli.tables import adapters_table, print_json, print_table, record_table
 from tandem.client import Tandem
 
-adapters = typer.Typer(help="List, show, download and delete trained adapters.")
+adapters = typer.Typer(help="List, show, add, download and delete adapters.")
 
 AdapterId = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @adapters.callback(invoke_without_command=True)
 def default(context: typer.Context) -> None:
-    """List, show, download and delete trained adapters; without a command, list them."""
+    """List, show, add, download and delete adapters; without a command, list them."""
     if context.invoked_subcommand is None:
         list_adapters()
 
@@ -30,7 +30,10 @@ def list_adapters(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json([adapter.record for adapter in found])
     else:
-        print_table(adapters_table(found, time.time()), empty="no adapters yet; a fine-tuning job makes one")
+        print_table(
+            adapters_table(found, time.time()),
+            empty="no adapters yet; a fine-tuning job makes one, `tandem adapters add` takes one",
+        )
 
 
 @adapters.command("show")
@@ -42,6 +45,25 @@ def show(adapter: AdapterId, *, as_json: AsJson = False) -> None:
         print_json(found.record)
     else:
         print_table(record_table(found.record, times=("created_at",)))
+
+
+@adapters.command("add")
+def add(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that PEFT's `save_pretrained` wrote, or a zip file of one.")
+    ],
+    base: Annotated[str, typer.Option("--base", help="The catalogue name of the model that it was trained on.")],
+    suffix: Annotated[str | None, typer.Option("--suffix", help="A word of yours in the adapter's id.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Serve an adapter that was trained elsewhere; it prints the adapter's id."""
+    with Tandem() as client:
+        added = client.add_adapter(folder, base, suffix=suffix)
+    if as_json:
+        print_json(added.record)
+    else:
+        typer.echo(added.id)
 
 
 @adapters.command("download")

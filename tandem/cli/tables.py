@@ -122,12 +122,25 @@ def adapters_table(adapters: Iterable[Adapter], now: float) -> Table:
         made.add_row(
             adapter.id,
             adapter.base,
-            f"{adapter.method['type']} r={adapter.method['r']}",
+            method_text(adapter.method),
             number_text(adapter.metrics.get("validation_loss_before")),
             number_text(adapter.metrics.get("validation_loss_after")),
             duration_text(now - adapter.created_at),
         )
     return made
+
+
+def method_text(method: Mapping[str, Any]) -> str:
+    """`lora r=8, dora` or `prefix-tuning, 20 virtual tokens`: the kind of an adapter and what it costs to serve."""
+    if method["type"] == "lora":
+        options = [option for option in ("rslora", "dora") if method.get(f"use_{option}")]
+        return ", ".join([f"lora r={method['r']}", *options])
+    kind = method["type"]
+    if kind == "imported":
+        rank = "" if method["r"] is None else f" r={method['r']}"
+        kind = f"{method['peft_type']}{rank}, imported"
+    tokens = method.get("num_virtual_tokens")
+    return kind if tokens is None else f"{kind}, {tokens} virtual tokens"
 
 
 def record_table(record: Mapping[str, Any], *, times: Collection[str]) -> Table:

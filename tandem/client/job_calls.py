@@ -216,6 +216,8 @@ class JobCalls:
     ) -> Iterator[str]:
         """Generate text and yield its pieces as they are written; a caller that stops cancels the job.
 
+        One text (`n` is 1): the events of a job tell several apart.
+
         Raises what `submit` and `wait` raise; WorkerLost if the worker was lost and the next attempt wrote something
         else than what was yielded before (sampling without a seed).
         """

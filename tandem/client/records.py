@@ -163,7 +163,8 @@ class Adapter:
     """The model it was trained on."""
     task: str
     method: dict[str, Any]
-    job_id: str
+    job_id: str | None
+    """The training; None for an adapter that was trained elsewhere."""
     metrics: dict[str, Any]
     created_at: float
     """Seconds since the epoch."""

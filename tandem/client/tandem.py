@@ -3,12 +3,14 @@
 import io
 import json
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
+from tandem.adapter_archive import pack
 from tandem.client.endpoint import Endpoint
 from tandem.client.queue_calls import QueueCalls
 from tandem.client.records import Adapter, JobHandle, Model, UploadedFile
@@ -24,6 +26,7 @@ Rows = Iterable[Mapping[str, Any]]
 `{"tokens": […], "tags": […]}` or `{"question": …, "context": …, "answers": {"text": […], "answer_start": […]}}`."""
 DataSet = Path | str | UploadedFile | Rows
 """A file's path, an uploaded file or its id, or rows."""
+ADAPTER_PURPOSE: Purpose = "adapter"
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
 
@@ -156,6 +159,30 @@ class Tandem(QueueCalls):
     def adapter(self, adapter_id: str) -> Adapter:
         """Raises UnknownAdapter."""
         return Adapter.read(self._read("GET", f"/adapters/{adapter_id}"))
+
+    def add_adapter(self, source: Path | str, base: str, *, suffix: str | None = None) -> Adapter:
+        """Serve an adapter that was trained elsewhere: a folder that PEFT's `save_pretrained` wrote, or a zip file of
+        one. `base` is the catalogue name of the model that it was trained on; `suffix` a word of yours in its id.
+
+        The same content is the same adapter, however often it is added.
+
+        Raises InvalidRequest naming what is at fault in the files, UnsupportedTask, AdapterMismatch if it was trained
+        on another model, UnknownModel, PayloadTooLarge, Conflict.
+        """
+        path = Path(source)
+        if path.is_dir():
+            with tempfile.TemporaryFile() as archive:
+                pack(path, archive)
+                archive.seek(0)
+                file = UploadedFile.read(self._upload(f"{path.name}.zip", archive, ADAPTER_PURPOSE).json())
+        else:
+            file = self.upload(path, ADAPTER_PURPOSE)
+        asked = {"file": file.id, "base": base} | ({} if suffix is None else {"suffix": suffix})
+        try:
+            return Adapter.read(self._read("POST", "/adapters", json=asked))
+        finally:
+            # The adapter has files of its own, and what was refused is of no use.
+            self._transport.request("DELETE", f"/files/{file.id}", repeatable=False)
 
     def download_adapter(self, adapter_id: str, folder: Path | str) -> Path:
         """Write the adapter's PEFT folder, which `PeftModel.from_pretrained` loads, and return it.

@@ -30,6 +30,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs": {"json": CHAT},
     "POST /v1/chat/completions": {"json": {"model": CHAT_MODEL, "messages": MESSAGES}},
     "POST /v1/embeddings": {"json": {"model": EMBEDDING_MODEL, "input": "Hello"}},
+    "POST /v1/adapters": {"json": {"file": f"file-{'0' * 24}", "base": CHAT_MODEL}},
     "POST /v1/files": {"files": {"file": b"x"}, "data": {"purpose": "batch"}},
 }
 NAMES = {

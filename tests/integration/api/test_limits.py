@@ -88,6 +88,7 @@ def test_every_route_is_described(api_url: str) -> None:
         "GET /v1/jobs/{job_id}/events",
         "GET /v1/jobs/{job_id}/result",
         "POST /v1/files",
+        "POST /v1/adapters",
         "GET /v1/files",
         "GET /v1/files/{file_id}",
         "GET /v1/files/{file_id}/content",

@@ -43,6 +43,8 @@ def tasks_service(
         *(_entry(name, tiny_folders[name], entry.tasks) for name, entry in TINY_MODELS.items()),
         _entry("tiny-donut-captions", tiny_folders["tiny-donut"], ("image-to-text",)),
         _entry("tiny-swin2sr", build_swin2sr(home / "tiny-swin2sr"), ("image-to-image",)),
+        # What it writes can be compared word for word with another program's: the catalogue's own entry is bfloat16.
+        _entry("smollm2-float32", real / "smollm2-135m-instruct", ("text-generation",)),
         _entry("all-minilm-l6-v2", real / "all-minilm-l6-v2", ("feature-extraction", "sentence-similarity")),
     ]
     catalogue = home / "models.toml"
