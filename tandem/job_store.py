@@ -79,7 +79,10 @@ class JobStore(JobUpkeep):
         """
         failpoint("submit.before")
         when, share = scheduling or Scheduling(), share or Share()
-        body = json.dumps(spec, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+        # In the order in which it was sent: a schema's properties are written in theirs.
+        body = json.dumps(spec, separators=(",", ":"), ensure_ascii=False)
+        # Sorted: the same request is the same, however a client orders its fields.
+        digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
         fields: dict[str, Any] = {
             "owner": owner,
             "kind": kind,
@@ -101,7 +104,7 @@ class JobStore(JobUpkeep):
             ticket_message(lane),
             self._stored(body),
             idempotency_key or "",
-            hashlib.sha256(body.encode()).hexdigest(),
+            digest,
             milliseconds(self._settings.idempotency_seconds),
             self._settings.queue_limit,
             share.max_queued or 0,

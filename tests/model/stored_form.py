@@ -1,6 +1,7 @@
 """What must be in the server, key for key, when the model is as it is: as documented at the head of record.lua."""
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -82,7 +83,12 @@ def _values(model: JobModel) -> Iterator[tuple[str, Any]]:
     for worker, (ids, _) in model.nudges.items():
         yield f"nudge:{worker}", ids
     for (owner, key), (kept, spec) in model.idempotency.items():
-        yield f"idempotency:{owner}:{key}", f"{kept.value} {hashlib.sha256(spec.encode()).hexdigest()}"
+        yield f"idempotency:{owner}:{key}", f"{kept.value} {_digest(spec)}"
+
+
+def _digest(spec: str) -> str:
+    """Of a request, whatever the order of its fields."""
+    return hashlib.sha256(json.dumps(json.loads(spec), sort_keys=True).encode()).hexdigest()
 
 
 def _indexes(model: JobModel) -> dict[str, dict[str, float]]:

@@ -48,7 +48,8 @@ def answered(worker: StandInWorker, send: Send) -> AbstractContextManager[None]:
 
 
 def test_every_door_that_creates_takes_a_key(api_url: str) -> None:
-    """All POST routes but those that act on something that is there already."""
+    """All POST routes but those that act on something that is there already, and adapters', whose id is their
+    content's."""
     paths = httpx.get(f"{api_url}/openapi.json").json()["paths"]
     taking, acting = set(), set()
     for path, methods in paths.items():
@@ -63,7 +64,31 @@ def test_every_door_that_creates_takes_a_key(api_url: str) -> None:
         "/hf/models/{model}",
         "/hf/models/{model}/pipeline/{task}",
     }
-    assert {path.rpartition("/")[2] for path in acting} == {"cancel", "pause", "resume", "requeue"}
+    assert {path.rpartition("/")[2] for path in acting} == {
+        "adapters",
+        "cancel",
+        "pause",
+        "resume",
+        "requeue",
+    }
+
+
+def test_the_same_body_is_the_same_in_another_order(client: httpx.Client) -> None:
+    first = client.post("/v1/jobs", json=CHAT, headers=KEY)
+    again = client.post("/v1/jobs", json=dict(reversed(CHAT.items())), headers=KEY)
+    assert (first.status_code, again.json()["id"]) == (202, first.json()["id"])
+
+
+def test_the_properties_of_a_schema_reach_the_worker_in_their_order(
+    client: httpx.Client, worker: StandInWorker
+) -> None:
+    """Symptom: an answer had its fields in the order of the alphabet. Cause: the spec was stored with sorted keys, while
+    constrained output writes properties as the schema lists them. Fix: only the idempotency digest sorts keys."""
+    schema = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
+    parameters = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    client.post("/v1/jobs", json=CHAT | {"parameters": parameters})
+    stored = worker.take().job.spec["parameters"]["response_format"]["json_schema"]["schema"]
+    assert list(stored["properties"]) == ["name", "age"]
 
 
 @pytest.mark.parametrize("send", [_submit, _chat, _embed, upload])
