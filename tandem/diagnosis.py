@@ -181,7 +181,7 @@ def torch() -> Finding:
 def spinning() -> Finding:
     policy = os.environ.get("OMP_WAIT_POLICY")
     if policy is None or policy.lower() == "passive":
-        return Finding("OMP_WAIT_POLICY", "ok", policy or "not set; `tandem up` sets passive for its workers")
+        return Finding("OMP_WAIT_POLICY", "ok", policy or "not set; workers set passive")
     return Finding(
         "OMP_WAIT_POLICY",
         "warn",

@@ -119,9 +119,23 @@ class WorkerSettings(Settings):
     """Tokens of one sequence slot: prompt and answer together."""
     step_tokens: int = Field(default=512, ge=16)
     """Tokens of one engine step: a longer prompt is prefilled in chunks."""
+    chunk_tokens: int = Field(default=128, ge=1)
+    """Tokens of prompts in a step in which other sequences decode: fewer make their texts come more evenly, more read
+    prompts with less work in all."""
+    kv_bytes: int | None = Field(default=None, ge=1)
+    """Memory for the keys and values of one engine's slots; by default a sixth of the device's. Where it does not
+    reach, there are fewer slots, and at last shorter ones."""
+    kv_reuse: Literal["owner", "shared", "off"] = "owner"
+    """Who may go on from the keys and values of a prompt that began the same: jobs of the same owner, all jobs (the
+    time to the first token then tells what others have asked), or none."""
     adapter_slots: int = Field(default=16, ge=1, le=1024)
     adapter_rank: int = Field(default=64, ge=1, le=256)
     """The largest LoRA rank that is served."""
+    packed_linears: Literal["auto", "off"] = "auto"
+    """Copies of linear layers in the order that the CPU multiplies fastest; they take the layers' bytes once more."""
+    quantize: Literal["none", "int8"] = "none"
+    """8-bit products of large linear layers on the CPU: faster from about a billion parameters on, with answers a
+    little off."""
     encoder_tokens: int = Field(default=4096, ge=64)
     """Tokens, padding included, of one encoder batch."""
     encoder_pixels: int = Field(default=3_211_264, ge=1024)
@@ -154,6 +168,12 @@ class WorkerSettings(Settings):
                 f"TANDEM_STEP_TOKENS is {self.step_tokens}, below TANDEM_SEQUENCE_SLOTS, {self.sequence_slots}: "
                 "every running sequence needs one token of a step; raise the one or lower the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _eight_bits_are_packed(self) -> Self:
+        if self.quantize == "int8" and self.packed_linears == "off":
+            raise ValueError("TANDEM_QUANTIZE=int8 packs the linear layers: it needs TANDEM_PACKED_LINEARS=auto")
         return self
 
     @field_validator("roles", mode="before")

@@ -29,6 +29,33 @@ class BatchedWork(BaseModel):
     """Sum over the rows of the time between arrival and forward."""
 
 
+class EngineWork(BaseModel):
+    """What the continuous batch of a model is doing, and has done since the worker loaded it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    slots: int
+    """Sequences that can run together."""
+    slot_tokens: int
+    kv_bytes: int
+    """Of the slots' keys and values."""
+    waiting: int
+    running: int
+    steps: int
+    sequences: int
+    """Admitted since the model was loaded."""
+    prompt_tokens: int
+    reused_tokens: int
+    """Of these, whose keys and values were there from a prompt that began the same."""
+    generated_tokens: int
+    wait_seconds: float
+    """Sum over the sequences of the time that they waited for a slot."""
+    parked: int
+    """Times that a sequence gave its slot to a more urgent one."""
+    adapter_loads: int
+    """Adapters copied into a slot of the bank."""
+
+
 class ResidentInfo(BaseModel):
     """A model in a worker's memory."""
 
@@ -41,6 +68,8 @@ class ResidentInfo(BaseModel):
     """Of its weights on the device."""
     load_seconds: float
     work: tuple[BatchedWork, ...] = ()
+    engine: EngineWork | None = None
+    """None for models that are not served in the continuous batch."""
 
 
 class WorkerInfo(BaseModel):

@@ -1,6 +1,7 @@
 """`python -m worker`: one worker process for one device."""
 
 import logging
+import os
 import sys
 
 from tandem.errors import ConfigurationError
@@ -8,6 +9,9 @@ from tandem.settings import WorkerSettings
 
 
 def main() -> int:
+    # OpenMP threads that spin while they wait slow a step 40 times when one other process runs (measured). It is read
+    # when torch loads. `tandem up` and the image set it too; this is for a worker started by hand.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

@@ -59,14 +59,25 @@ class Attempt:
         callback()
 
     def report(self, event: str, data: dict[str, Any]) -> None:
-        """Add an event; returns at once. Pieces of text that were not yet sent become one event."""
+        """Add an event; returns at once. Pieces of the same text that were not yet sent become one event."""
         with self._lock:
-            last = self._events[-1] if self._events else None
-            if event == "tokens" and last is not None and last[0] == "tokens":
-                self._events[-1] = ("tokens", {"text": last[1]["text"] + data["text"]})
-            else:
+            place = self._unsent(data.get("index")) if event == "tokens" else None
+            if place is None:
                 self._events.append((event, data))
+            else:
+                held = self._events[place][1]
+                self._events[place] = ("tokens", {**held, "text": held["text"] + data["text"]})
         self._notify(self)
+
+    def _unsent(self, index: int | None) -> int | None:
+        """Where the last unsent piece of this text stands; pieces of other texts between them do not matter."""
+        for place in range(len(self._events) - 1, -1, -1):
+            kind, held = self._events[place]
+            if kind != "tokens":
+                return None
+            if held.get("index") == index:
+                return place
+        return None
 
     def save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a later attempt goes on from: `files` (name → artifact digest) and more; waits for the answer.

@@ -9,6 +9,10 @@ from tandem.errors import ConfigurationError
 MODEL_SHARE = 0.6
 """Of the device's memory for resident models by default; the rest is for KV slots, activations and training."""
 
+KV_SHARE = 1 / 6
+"""Of the device's memory for the keys and values of one engine by default: two engines, activations and training find
+room beside the resident models."""
+
 
 def choose_device(setting: str) -> torch.device:
     """`auto` is the GPU if there is one. Raises ConfigurationError for a device that is not there."""

@@ -17,16 +17,20 @@ from tandem.catalogue import CatalogueEntry
 from tandem.errors import InvalidModel
 from tandem.settings import WorkerSettings
 from tandem.specs import Task
-from tandem.workers import BatchedWork, ResidentInfo
+from tandem.workers import BatchedWork, EngineWork, ResidentInfo
 from worker.batchers import Batchers
-from worker.device import choose_dtype
+from worker.device import KV_SHARE, choose_dtype, memory_bytes
 from worker.encoders import EncoderBatcher
 from worker.encoders.adapted_body import AdaptedBody
 from worker.encoders.adapter_task import AdapterTask
-from worker.engine.detokenizer import Tokenizer
 from worker.engine.engine import Engine
+from worker.engine.kv.slots import fit_slots, kv_dtype
+from worker.engine.linears.products import speed_up_encoder
 from worker.engine.loop import EngineLoop
-from worker.engine.support import unsupported_reason
+from worker.engine.self_check import self_check
+from worker.engine.support import kv_shape, unsupported_reason
+from worker.engine.text.detokenizer import Tokenizer
+from worker.engine.tokens.constraints import ConstraintCompiler
 from worker.pipeline_loading import load_pipeline
 from worker.stall import ProgressSource, StallWatch
 from worker.tasks import ENCODER_TASKS, MODEL_CLASSES, PIPELINE_TASKS
@@ -43,6 +47,9 @@ one_loads = threading.Lock()
 once broke 2 of 5 processes (three models in three threads): `Cannot copy out of meta tensor`, for good. transformers
 names no thread-safe way."""
 
+
+MIN_SLOT_TOKENS = 16
+"""A slot that holds fewer tokens answers nothing: the same bound as that of TANDEM_SLOT_TOKENS."""
 
 SAME_WEIGHTS: dict[Task, Task] = {"sentence-similarity": "feature-extraction"}
 """Tasks that another one's resident model does as well."""
@@ -69,10 +76,12 @@ class ResidentModel:
     engine: EngineLoop | None
     batchers: Batchers
     bytes: int
-    """Of its weights on the device."""
+    """Of its weights on the device, and of the copies that make them faster."""
     load_seconds: float
     unwatch: Callable[[], None]
     """Ends the stall watch over it."""
+    constraints: ConstraintCompiler | None = None
+    """For the texts of the engine, where there is one."""
 
     def info(self) -> ResidentInfo:
         """As the worker announces it."""
@@ -81,7 +90,12 @@ class ResidentModel:
             for task, counts in self.batchers.counts().items()
         )
         return ResidentInfo(
-            name=self.entry.name, task=self.task, bytes=self.bytes, load_seconds=self.load_seconds, work=work
+            name=self.entry.name,
+            task=self.task,
+            bytes=self.bytes,
+            load_seconds=self.load_seconds,
+            work=work,
+            engine=None if self.engine is None else _engine_work(self.engine.engine),
         )
 
     def close(self) -> None:
@@ -99,8 +113,11 @@ class Loader:
         self._turns = turns
         self._stalls = stalls
 
-    def measure(self, entry: CatalogueEntry) -> int:
-        """Bytes of an entry's weights on the device. Raises InvalidModel if it has no safetensors."""
+    def measure(self, entry: CatalogueEntry, task: Task) -> int:
+        """Bytes of an entry on the device, resident for `task`: its weights, and at most as much for packed copies.
+
+        Raises InvalidModel if it has no safetensors.
+        """
         sizes = _weight_files(entry)
         if not sizes:
             raise InvalidModel(
@@ -108,7 +125,12 @@ class Loader:
                 "for the default models, or convert it with save_pretrained",
                 param="model",
             )
-        return sum(sizes)
+        return sum(sizes) * (2 if self._packs(task) else 1)
+
+    def _packs(self, task: Task) -> bool:
+        """Whether the linear layers get copies that the CPU multiplies faster."""
+        is_ours = task == "text-generation" or task in ENCODER_TASKS
+        return is_ours and self._device.type == "cpu" and self._settings.packed_linears == "auto"
 
     def load(self, entry: CatalogueEntry, task: Task) -> ResidentModel:
         """Raises InvalidModel, saying what the library said."""
@@ -128,13 +150,17 @@ class Loader:
             ) from error
         model.eval().requires_grad_(False)
         engine = None
+        packed_bytes = 0
         if task == "text-generation":
-            reason = unsupported_reason(model)
+            reason = unsupported_reason(model) or self_check(model)
             if reason is None:
                 engine = self._engine(entry, model, tokenizer)
+                packed_bytes = engine.engine.packed_bytes
             else:
                 log.warning("%s is served by the library's generate(), not by the engine: %s", entry.name, reason)
                 pipeline = library_pipeline(task, model=model, tokenizer=tokenizer, device=self._device)
+        elif self._packs(task):
+            packed_bytes = speed_up_encoder(model)
         batchers = Batchers(lambda asked: self._batcher(asked, model, tokenizer, pipeline))
         if engine is None:
             batchers.get(task)  # its constructor refuses a model that cannot do the task
@@ -147,9 +173,10 @@ class Loader:
             tokenizer,
             engine,
             batchers,
-            bytes=sum(parameter.nbytes for parameter in model.parameters()),
+            bytes=sum(parameter.nbytes for parameter in model.parameters()) + packed_bytes,
             load_seconds=seconds,
             unwatch=self._watch(entry, engine or batchers),
+            constraints=None if engine is None else _constraints(engine.engine, tokenizer),
         )
 
     def _model(self, entry: CatalogueEntry, task: str, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -209,24 +236,65 @@ class Loader:
     ) -> EngineLoop:
         settings = self._settings
         limits = [settings.slot_tokens, entry.max_tokens, getattr(model.config, "max_position_embeddings", None)]
+        slots, slot_tokens = self._fit_slots(entry, model, min(limit for limit in limits if limit is not None))
         engine = Engine(
             model,
             # transformers' type of `decode` also covers batches; one list of ids gives one text.
             cast("Tokenizer", tokenizer),
-            sequence_slots=settings.sequence_slots,
-            slot_tokens=min(limit for limit in limits if limit is not None),
+            sequence_slots=slots,
+            slot_tokens=slot_tokens,
             step_tokens=settings.step_tokens,
+            chunk_tokens=settings.chunk_tokens,
             adapter_slots=settings.adapter_slots,
             adapter_rank=settings.adapter_rank,
+            kv_reuse=settings.kv_reuse,
+            packed_linears=self._packs("text-generation"),
+            quantize=settings.quantize == "int8",
         )
         loop = EngineLoop(engine, serving_turn=self._turns.serving)
         loop.start()
         return loop
 
+    def _fit_slots(self, entry: CatalogueEntry, model: PreTrainedModel, context: int) -> tuple[int, int]:
+        """Slots, and tokens of each, that the memory for keys and values allows."""
+        budget = self._settings.kv_bytes or int(memory_bytes(self._device) * KV_SHARE)
+        token_bytes = kv_shape(model).token_bytes(kv_dtype(model))
+        wanted = self._settings.sequence_slots
+        slots, tokens = fit_slots(wanted, context, token_bytes=token_bytes, budget_bytes=budget)
+        if tokens < MIN_SLOT_TOKENS:
+            raise InvalidModel(
+                f"model {entry.name!r} needs {token_bytes} bytes for the keys and values of one token, and the "
+                f"worker has {budget} in all for them: raise TANDEM_KV_BYTES",
+                param="model",
+            )
+        if (slots, tokens) != (wanted, context):
+            log.warning(
+                "%s has %d slots of %d tokens instead of %d of %d: keys and values take %d bytes a token, and "
+                "TANDEM_KV_BYTES allows %d in all",
+                *(entry.name, slots, tokens, wanted, context, token_bytes, budget),
+            )
+        return slots, tokens
+
     def _watch(self, entry: CatalogueEntry, work: EngineLoop | Batchers) -> Callable[[], None]:
         source = ProgressSource(entry.name, work.is_busy, work.progress)
         self._stalls.add(source)
         return lambda: self._stalls.remove(source)
+
+
+def _constraints(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> ConstraintCompiler:
+    return ConstraintCompiler(tokenizer, engine.vocabulary, engine.end_tokens)
+
+
+def _engine_work(engine: Engine) -> EngineWork:
+    occupancy = engine.occupancy
+    return EngineWork(
+        slots=occupancy.running + occupancy.free_sequence_slots,
+        slot_tokens=engine.max_context,
+        kv_bytes=engine.kv_bytes,
+        waiting=occupancy.waiting,
+        running=occupancy.running,
+        **asdict(engine.counts),
+    )
 
 
 def _weight_files(entry: CatalogueEntry) -> list[int]:

@@ -93,7 +93,8 @@ class ResidentModels(Generic[R]):
                 if size > self._budget:
                     raise OutOfMemory(
                         f"model {key[0]!r} needs {size} bytes, above the worker's limit of {self._budget} for "
-                        "resident models; raise TANDEM_MODEL_BYTES or choose a smaller model or dtype",
+                        "resident models; raise TANDEM_MODEL_BYTES, choose a smaller model or dtype, or on a CPU set "
+                        "TANDEM_PACKED_LINEARS=off, which halves it",
                         param="model",
                     )
                 # While this waits, another thread may have reserved the same model.

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from tandem.errors import Cancelled, PromptTooLong
 from tandem.specs import GenerationParameters
-from worker.engine.adapter_weights import read_adapter
+from worker.engine.adapters.weights import read_adapter
 from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
 from worker.engine.sequence import Sequence

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tandem.errors import Cancelled, InvalidRequest, PromptTooLong
 from tandem.specs import GenerationParameters, job_spec_adapter
 from tests.golden.text_jobs import BUDGET, library
 from tests.tiny_models import samples
 from worker.encoders import EncoderBatcher
-from worker.tasks.drawing import drawing
 from worker.tasks.text_generation import TextGenerationByGenerate
 
 Folder = Callable[[str], Path]
@@ -136,17 +134,6 @@ def test_a_seed_decides_what_is_drawn_whoever_else_runs(task: TextGenerationByGe
     assert prompts.batcher.counts.batches == 1
     assert found == expected
     assert other["generated_text"] != expected["generated_text"]
-
-
-def test_draws_follow_the_probabilities_of_the_likeliest_tokens() -> None:
-    """2,000 draws of one token, among three that `top_k` leaves and two that `top_p` leaves of these."""
-    logits = torch.log(torch.tensor([[0.1, 0.5, 0.05, 0.35]]))
-    rows = 2000
-    cut = drawing(temperature=1.0, top_k=3, top_p=0.8, seeds=range(rows))
-    none: Any = torch.zeros(rows, 0, dtype=torch.long)
-    shares = torch.bincount(cut(none, logits.repeat(rows, 1)).argmax(dim=1), minlength=4) / rows
-    # A share's standard deviation is 1.1 %.
-    torch.testing.assert_close(shares, torch.tensor([0, 0.5 / 0.85, 0, 0.35 / 0.85]), atol=0.045, rtol=0)
 
 
 def test_a_prompt_and_its_text_must_fit_a_learned_table_together(tiny_folder: Folder) -> None:

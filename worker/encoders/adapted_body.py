@@ -15,8 +15,8 @@ from transformers.utils.generic import ModelOutput
 
 from worker.encoders.adapter_planning import plan_forwards
 from worker.encoders.encoder_adapter import EncoderAdapter
-from worker.engine.adapter_bank import BASE, AdapterBank
-from worker.engine.adapter_slots import AdapterSlots
+from worker.engine.adapters.bank import BASE, AdapterBank
+from worker.engine.scheduling.adapter_slots import AdapterSlots
 
 PROBE_ROWS, PROBE_TOKENS = 3, 5
 """The shape of the batch that shows which layers see rows: two numbers that no layer's own sizes are."""
@@ -126,7 +126,7 @@ class AdaptedBody:
         """One forward of the padded rows, which `forwards` has put together.
 
         An adapter that is in no slot is copied into one first, in place of the least recently used that no row of
-        this forward needs. Raises InvalidRequest if its weights overflow the body's dtype.
+        this forward needs.
         """
         adapters = {row.adapter.id: row.adapter for row in rows if row.adapter is not None}
         with self._one_forward, self._in_slots(adapters) as slots:

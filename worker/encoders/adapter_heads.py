@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils.generic import ModelOutput
 
 from tandem.errors import AdapterMismatch, InvalidModel
-from worker.engine.adapter_weights import refusal
+from worker.engine.adapters.peft_folder import refusal
 
 HEADED_CLASSES: dict[str, Any] = {
     "SEQ_CLS": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,

@@ -1,23 +1,20 @@
-"""An encoder's adapter on the host: low-rank updates of its body, and a head of its own."""
+"""An encoder's adapter on the host: updates of its body's linear layers, and a head of its own."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from tandem.errors import UnsupportedTask
 from tandem.specs import MAX_LORA_RANK
+from tandem.specs.peft_config import LINEAR_METHODS
 from worker.encoders.adapter_heads import BodyStandIn, headed_model, load_head, put_stand_in
-from worker.engine.adapter_weights import (
-    KEY_PREFIX,
-    AdapterWeights,
-    low_rank_pairs,
-    read_config,
-    read_tensors,
-    refusal,
-)
+from worker.engine.adapters.linear_update import linear_layers
+from worker.engine.adapters.peft_folder import KEY_PREFIX, read_config, read_tensors, refusal
+from worker.engine.adapters.peft_updates import is_of_a_layer, linear_updates
+from worker.engine.adapters.weights import AdapterWeights
 
 TASKS = {
     "SEQ_CLS": "text-classification",
@@ -66,7 +63,7 @@ def read_encoder_adapter(
         AdapterMismatch: it was trained on another base model.
         InvalidModel: its head cannot be put on this body.
     """
-    config = read_config(adapter_id, folder, also_served=HEAD_FIELDS)
+    config = read_config(adapter_id, folder, methods=LINEAR_METHODS, also_served=HEAD_FIELDS)
     task_type = config.get("task_type")
     if task_type not in TASKS:
         raise UnsupportedTask(
@@ -74,8 +71,8 @@ def read_encoder_adapter(
             param="adapter",
         )
     head = headed_model(adapter_id, task_type, _model_config(adapter_id, folder), body)
-    lora, saved = _parted(read_tensors(adapter_id, folder))
-    weights = _body_weights(adapter_id, lora, config, head, body, rank_limit)
+    of_layers, saved = _parted(read_tensors(adapter_id, folder))
+    weights = _body_weights(adapter_id, of_layers, config, head, body, rank_limit)
     stand_in = put_stand_in(head, body.device)
     load_head(adapter_id, head, saved, device=body.device, dtype=body.dtype)
     return EncoderAdapter(adapter_id, TASKS[task_type], weights, head, stand_in)
@@ -93,15 +90,15 @@ def _model_config(adapter_id: str, folder: Path) -> PreTrainedConfig:
 
 
 def _parted(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The LoRA weights by PEFT's keys, and the saved modules' weights by their names in the headed model."""
-    lora = {key: tensor for key, tensor in tensors.items() if ".lora_" in key or ".base_layer." in key}
-    saved = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items() if key not in lora}
-    return lora, saved
+    """The weights of updated layers by PEFT's keys, and the saved modules' by their names in the headed model."""
+    of_layers = {key: tensor for key, tensor in tensors.items() if is_of_a_layer(key)}
+    saved = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items() if key not in of_layers}
+    return of_layers, saved
 
 
 def _body_weights(
     adapter_id: str,
-    lora: dict[str, Tensor],
+    of_layers: dict[str, Tensor],
     config: dict[str, Any],
     headed: PreTrainedModel,
     body: PreTrainedModel,
@@ -109,11 +106,13 @@ def _body_weights(
 ) -> AdapterWeights:
     """The updates by their layers' paths in the resident body; PEFT's paths begin at the headed model."""
     prefix = headed.base_model_prefix + "."
-    of_head = [key for key in lora if not key.startswith(KEY_PREFIX + prefix)]
+    of_head = [key for key in of_layers if not key.startswith(KEY_PREFIX + prefix)]
     if of_head:
+        method = "IA3" if config["peft_type"] == "IA3" else "LoRA"
         raise refusal(
-            adapter_id, f"it has LoRA weights of its head ({of_head[0]}); train the head whole, in modules_to_save"
+            adapter_id,
+            f"it has {method} weights of its head ({of_head[0]}); train the head whole, in modules_to_save",
         )
-    linears = {prefix + path: layer for path, layer in body.named_modules() if isinstance(layer, nn.Linear)}
-    pairs = low_rank_pairs(adapter_id, lora, config, linears, rank_limit=rank_limit)
-    return AdapterWeights(adapter_id, {path.removeprefix(prefix): pair for path, pair in pairs.items()})
+    layers = {prefix + path: layer for path, layer in linear_layers(body).items()}
+    updates = linear_updates(adapter_id, of_layers, config, layers, rank_limit=rank_limit)
+    return AdapterWeights(adapter_id, {path.removeprefix(prefix): update for path, update in updates.items()})

@@ -3,37 +3,37 @@
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Hashable
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tandem.errors import InvalidModel, InvalidRequest, PromptTooLong, TandemError
-from worker.engine.adapter_bank import AdapterBank
-from worker.engine.adapter_slots import AdapterSlots
-from worker.engine.attention import IMPLEMENTATION
-from worker.engine.detokenizer import Detokenizer, Tokenizer
+from tandem.errors import AttemptStopped, InvalidModel, InvalidRequest, PromptTooLong, TandemError
+from worker.engine.adapters.bank import AdapterBank
+from worker.engine.counts import EngineCounts, Occupancy
 from worker.engine.forward import Forward
-from worker.engine.kv_slots import KVSlots
-from worker.engine.sampler import Chosen
-from worker.engine.scheduler import Scheduler, StepPlan
-from worker.engine.sequence import FinishReason, Sequence, SequenceState
-from worker.engine.stop_strings import StopStrings
+from worker.engine.kv.attention import IMPLEMENTATION
+from worker.engine.kv.slots import KVSlots, kv_dtype
+from worker.engine.linears.products import speed_up
+from worker.engine.preparation import Preparation
+from worker.engine.scheduling.adapter_slots import AdapterSlots
+from worker.engine.scheduling.scheduler import Admission, Scheduler
+from worker.engine.scheduling.step_plan import StepPlan
+from worker.engine.sequence import FinishReason, Sequence
 from worker.engine.support import kv_shape, unsupported_reason
-from worker.engine.text_output import TextOutput
+from worker.engine.text.detokenizer import Detokenizer, Tokenizer
+from worker.engine.text.stop_strings import StopStrings
+from worker.engine.text.text_output import TextOutput
+from worker.engine.tokens.sampler import Chosen
+from worker.engine.tokens.sampling import Sampling
 
 NOT_FINITE = "the model's output is not finite: the weights, of the model or of the adapter, are at fault"
 
 
-@dataclass(frozen=True)
-class Occupancy:
-    """How full an engine is: for metrics, and for proof that nothing leaks."""
-
-    waiting: int
-    running: int
-    free_sequence_slots: int
-    pinned_adapters: int
+KVReuse = Literal["owner", "shared", "off"]
+"""Who may use the keys and values of a prompt that began the same: the same owner, everybody, nobody."""
 
 
 class Engine:
@@ -53,26 +53,41 @@ class Engine:
         step_tokens: int,
         adapter_slots: int,
         adapter_rank: int,
+        chunk_tokens: int | None = None,
+        kv_reuse: KVReuse = "owner",
+        packed_linears: bool = True,
+        quantize: bool = False,
     ) -> None:
         """Allocates `sequence_slots` slots of `slot_tokens` tokens; a step computes at most `step_tokens` rows.
 
-        `adapter_slots` adapters of rank up to `adapter_rank` can be in use at the same time. Raises InvalidModel
-        for a model that cannot be held, ValueError for sizes that do not fit together.
+        `adapter_slots` adapters of rank up to `adapter_rank` can be in use at the same time. `chunk_tokens` bounds
+        the tokens of prompts in a step in which others decode: fewer make their texts come more evenly, more read
+        prompts with less work in all. `packed_linears` makes copies of linear layers that a CPU multiplies faster,
+        and `quantize` has the large ones in 8 bits.
+
+        Raises InvalidModel for a model that cannot be held, ValueError for sizes that do not fit together.
         """
         reason = unsupported_reason(model)
         if reason is not None:
             raise InvalidModel(f"the engine cannot hold this model: {reason}", param="model")
+        self._kv_reuse = kv_reuse
         self._scheduler = Scheduler(
-            sequence_slots=sequence_slots, step_tokens=step_tokens, adapter_slots=AdapterSlots(adapter_slots)
+            sequence_slots=sequence_slots,
+            step_tokens=step_tokens,
+            chunk_tokens=chunk_tokens,
+            adapter_slots=AdapterSlots(adapter_slots),
+            reuse_key=self._reuse_key,
         )
+        self.counts = EngineCounts()
         self.max_context = min(slot_tokens, model.config.max_position_embeddings)
         """Tokens that one sequence may have, prompt and generated together."""
         self.adapter_rank = adapter_rank
         self._tokenizer = tokenizer
         embeddings = model.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
-        self._vocabulary = embeddings.num_embeddings
-        self._end_tokens = _end_tokens(model)
+        self.vocabulary = embeddings.num_embeddings
+        """Tokens that the model has, those included that its tokenizer does not know."""
+        self.end_tokens = _end_tokens(model)
         self._arrived: deque[Sequence] = deque()  # appended to by any thread, emptied by step
         self.progress = 0
         """Forwards computed and sequences ended early, together: it grows while there is work, or work stands still.
@@ -81,14 +96,16 @@ class Engine:
         model.set_attn_implementation(IMPLEMENTATION)
         self._bank = AdapterBank(slots=adapter_slots, rank=adapter_rank)
         self._bank.take_over(model, head=model.get_output_embeddings())
+        self.packed_bytes = speed_up(self._bank.linears, quantize=quantize) if packed_linears else 0
+        """Of the copies that make linear layers faster, beside the model's own weights."""
         self._kv = KVSlots(
             kv_shape(model),
             slots=sequence_slots,
             slot_tokens=self.max_context,
-            # On CPU, fp32 products over the slots are faster than bf16 ones (measured); on a GPU memory counts.
-            dtype=torch.float32 if model.device.type == "cpu" else model.dtype,
+            dtype=kv_dtype(model),
             device=model.device,
         )
+        self._preparation = Preparation(self._kv, self._bank, self.counts)
         self._forward = Forward(model, self._kv, self._bank)
 
     @property
@@ -101,6 +118,11 @@ class Engine:
             pinned_adapters=self._scheduler.adapter_slots.pinned,
         )
 
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of its slots' keys and values."""
+        return self._kv.bytes
+
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._arrived) or self._scheduler.has_work
@@ -109,16 +131,24 @@ class Engine:
         """Take a sequence in; its result comes through `sequence.future`.
 
         Raises PromptTooLong when the context leaves no token to generate, InvalidRequest and AdapterMismatch for
-        a prompt or an adapter that cannot run. `max_new_tokens` beyond the context is lowered: the sequence then
-        finishes with `length`.
+        a prompt, a token of `logit_bias` or `stop_token_ids`, or an adapter that cannot run. `max_new_tokens` beyond
+        the context is lowered: the sequence then finishes with `length`.
         """
         self._check(sequence)
-        room = self.max_context - len(sequence.prompt_tokens)
+        room = self.max_context - sequence.context_tokens
         sequence.max_new_tokens = min(sequence.parameters.max_new_tokens, room)
+        sequence.sampling = Sampling(
+            sequence.parameters,
+            sequence.prompt_tokens,
+            vocabulary=self.vocabulary,
+            end_tokens=self.end_tokens,
+            constraint=sequence.constraint,
+        )
         sequence.output = TextOutput(
             Detokenizer(self._tokenizer, sequence.prompt_tokens),
             StopStrings(sequence.parameters.stop),
             sequence.on_text,
+            min_tokens=sequence.parameters.min_new_tokens,
         )
         # From here on the future answers to the engine alone: Future.cancel has no effect, Sequence.cancel has.
         if sequence.future.set_running_or_notify_cancel():
@@ -134,10 +164,10 @@ class Engine:
             self._scheduler.add(self._arrived.popleft())
         # Before the admission, so that those who wait get the slots of those who leave.
         self._end_stopped()
-        misses = self._scheduler.admit()
-        if misses:
-            self._load_adapters(misses)
-            # Loading takes a while, in which a sequence may have been cancelled.
+        admission = self._scheduler.admit()
+        if admission.started:
+            self._prepare(admission)
+            # That may take a while, in which a sequence may have been cancelled.
             self._end_stopped()
         plan = self._scheduler.plan_step()
         if plan.tokens == 0:
@@ -149,6 +179,7 @@ class Engine:
                 self._fail(sequence, error)
             return
         self.progress += 1
+        self.counts.steps += 1
         self._scheduler.advance(plan)
         self._hand_out(plan, chosen)
 
@@ -163,12 +194,13 @@ class Engine:
         prompt = sequence.prompt_tokens
         if not prompt:
             raise InvalidRequest("the prompt has no tokens; send at least one", param="inputs")
-        if min(prompt) < 0 or max(prompt) >= self._vocabulary:
-            raise InvalidRequest(f"a prompt token is outside the vocabulary of {self._vocabulary}", param="inputs")
-        if len(prompt) + 1 > self.max_context:
+        if min(prompt) < 0 or max(prompt) >= self.vocabulary:
+            raise InvalidRequest(f"a prompt token is outside the vocabulary of {self.vocabulary}", param="inputs")
+        if sequence.context_tokens + 1 > self.max_context:
+            virtual = f", after {sequence.virtual_tokens} of its adapter," if sequence.virtual_tokens else ""
             raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens and asks for {sequence.parameters.max_new_tokens} new ones "
-                f"(max_new_tokens); prompt and answer together may have {self.max_context}. Shorten the prompt",
+                f"the prompt has {len(prompt)} tokens{virtual} and asks for {sequence.parameters.max_new_tokens} new "
+                f"ones (max_new_tokens); prompt and answer together may have {self.max_context}. Shorten the prompt",
                 param="inputs",
             )
         if sequence.adapter is not None:
@@ -181,18 +213,36 @@ class Engine:
             if reason is not None:
                 self._fail(sequence, reason)
 
-    def _load_adapters(self, admitted: tuple[Sequence, ...]) -> None:
-        """Copy the weights that the newly admitted miss; where that fails, the adapter's sequences fail."""
-        for sequence in admitted:
-            assert sequence.adapter is not None
-            assert sequence.adapter_slot is not None
+    def _reuse_key(self, sequence: Sequence) -> Hashable | None:
+        """Sequences with an equal key may use each other's keys and values."""
+        if self._kv_reuse == "off":
+            return None
+        return (sequence.owner if self._kv_reuse == "owner" else None, sequence.adapter_id)
+
+    def _prepare(self, admission: Admission) -> None:
+        """Put into the slots what the newly admitted need there; where that fails, the adapter's sequences fail."""
+        for parking in admission.parked:
+            self._preparation.park(parking)
+        spoiled: set[int] = set()
+        for start in admission.started:
+            slot = start.sequence.slot
+            if slot is None:
+                continue  # its adapter failed with the sequence before it
             try:
-                self._bank.load(sequence.adapter_slot, sequence.adapter)
+                self._preparation.make_ready(start, spoiled=spoiled)
             except Exception as error:
-                for user in self._scheduler.running:
-                    if user.adapter_id == sequence.adapter.id:
-                        self._fail(user, error)
-                self._scheduler.adapter_slots.forget(sequence.adapter.id)
+                spoiled.add(slot)
+                self._fail_adapter(start.sequence, error)
+
+    def _fail_adapter(self, sequence: Sequence, error: Exception) -> None:
+        """Fail everybody who runs with the adapter of a sequence for which it could not be made ready."""
+        if sequence.adapter is None:
+            self._fail(sequence, error)
+            return
+        for user in self._scheduler.running:
+            if user.adapter_id == sequence.adapter.id:
+                self._fail(user, error)
+        self._scheduler.adapter_slots.forget(sequence.adapter.id)
 
     def _hand_out(self, plan: StepPlan, chosen: list[Chosen]) -> None:
         for sequence, choice in zip(plan.emitting, chosen, strict=True):
@@ -211,12 +261,19 @@ class Engine:
     def _append(self, sequence: Sequence, choice: Chosen) -> FinishReason | None:
         """Add a token to a sequence; returns why it is finished, if it is."""
         assert sequence.output is not None
+        assert sequence.sampling is not None
+        self.counts.generated_tokens += 1
         sequence.token_ids.append(choice.token)
         sequence.token_logprobs.append(choice.logprob)
-        if choice.token in self._end_tokens:
+        sequence.top_logprobs.append(choice.top)
+        sequence.sampling.accept(choice.token)
+        if sequence.sampling.is_end(choice.token):
             sequence.output.flush()
             return "stop"
         if sequence.output.push(choice.token):
+            return "stop"
+        if sequence.sampling.is_complete:
+            sequence.output.flush()
             return "stop"
         if len(sequence.token_ids) >= sequence.max_new_tokens:
             return "stop" if sequence.output.flush() else "length"
@@ -224,10 +281,11 @@ class Engine:
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         slot = sequence.slot
-        was_running = sequence.state is not SequenceState.WAITING
-        self._scheduler.remove(sequence)
+        # Who only had to stop has left nothing wrong behind; what failed may have values that are not finite.
+        is_sound = isinstance(error, AttemptStopped)
+        self._scheduler.remove(sequence, keep_content=is_sound)
         self.progress += 1
-        if was_running and slot is not None:
+        if slot is not None and not is_sound:
             self._kv.clear(slot)
         sequence.future.set_exception(error)
 

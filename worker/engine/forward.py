@@ -3,12 +3,15 @@
 import torch
 from transformers import PreTrainedModel
 
-from worker.engine.adapter_bank import BASE, AdapterBank
-from worker.engine.attention import ChunkRows, SlotStep, decode_rows
-from worker.engine.kv_slots import KVSlots
-from worker.engine.sampler import Chosen, Draw, choose
-from worker.engine.scheduler import StepPlan
+from worker.engine.adapters.bank import BASE, AdapterBank
+from worker.engine.adapters.prefix import VirtualTokens
+from worker.engine.kv.attention import over_slots
+from worker.engine.kv.layout import ChunkRows, SlotStep, decode_rows
+from worker.engine.kv.slots import KVSlots
+from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.tokens.sampler import Chosen, choose
+from worker.engine.tokens.sampling import Sampling
 
 
 class Forward:
@@ -31,7 +34,7 @@ class Forward:
             chunks.append(
                 ChunkRows(chunk.sequence.slot, chunk.start, len(tokens), len(tokens) + chunk.end - chunk.start)
             )
-            tokens += chunk.sequence.prompt_tokens[chunk.start : chunk.end]
+            tokens += _chunk_tokens(chunk)
             positions += range(chunk.start, chunk.end)
             adapters += [_adapter_slot(chunk.sequence)] * (chunk.end - chunk.start)
             if chunk.completes_prompt:
@@ -40,29 +43,55 @@ class Forward:
         decode = decode_rows(self._kv, slots, positions[: len(slots)]) if slots else None
         step = SlotStep(self._kv, decode, tuple(chunks))
         with self._bank.step(adapters, emitting, self._kv.device):
-            logits = self._logits(tokens, positions, emitting, step)
-        return choose(logits, [_draw(sequence) for sequence in plan.emitting])
+            logits = self._logits(self._inputs(tokens, plan), positions, emitting, step)
+        return choose(logits, [_sampling(sequence) for sequence in plan.emitting])
 
-    def _logits(self, tokens: list[int], positions: list[int], emitting: list[int], step: SlotStep) -> torch.Tensor:
+    def _inputs(self, tokens: list[int], plan: StepPlan) -> dict[str, torch.Tensor]:
+        """The rows' token ids; their embeddings where an adapter brings some of its own."""
+        ids = torch.tensor([tokens], device=self._kv.device)
+        if not any(chunk.start < chunk.sequence.virtual_tokens for chunk in plan.chunks):
+            return {"input_ids": ids}
+        embeddings = self._model.get_input_embeddings()(ids)
+        first = len(plan.decode)
+        for chunk in plan.chunks:
+            virtual = range(chunk.start, min(chunk.end, chunk.sequence.virtual_tokens))
+            if virtual:
+                assert chunk.sequence.adapter is not None
+                prefix = chunk.sequence.adapter.prefix
+                assert isinstance(prefix, VirtualTokens), "a trained prefix of keys and values is never computed"
+                rows = slice(first, first + len(virtual))
+                embeddings[0, rows] = prefix.embeddings[virtual.start : virtual.stop].to(embeddings)
+            first += chunk.end - chunk.start
+        return {"inputs_embeds": embeddings}
+
+    def _logits(
+        self, inputs: dict[str, torch.Tensor], positions: list[int], emitting: list[int], step: SlotStep
+    ) -> torch.Tensor:
         """[len(emitting), vocabulary]"""
         device = self._kv.device
-        output = self._model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(emitting, dtype=torch.int64, device=device),
-            slot_step=step,
-        )
+        with over_slots(step):
+            output = self._model(
+                **inputs,
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(emitting, dtype=torch.int64, device=device),
+            )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def _chunk_tokens(chunk: PrefillChunk) -> list[int]:
+    """A chunk's token ids; for a virtual one that of the prompt's first token, whose embedding is not used."""
+    virtual = chunk.sequence.virtual_tokens
+    prompt = chunk.sequence.prompt_tokens
+    nothing = [prompt[0]] * max(0, min(chunk.end, virtual) - chunk.start)
+    return [*nothing, *prompt[max(0, chunk.start - virtual) : max(0, chunk.end - virtual)]]
 
 
 def _adapter_slot(sequence: Sequence) -> int:
     return BASE if sequence.adapter_slot is None else sequence.adapter_slot
 
 
-def _draw(sequence: Sequence) -> Draw | None:
-    """None for greedy choice; otherwise the sequence's next random number."""
-    if sequence.parameters.temperature == 0.0:
-        return None
-    return Draw(sequence.parameters, sequence.draws.random())
+def _sampling(sequence: Sequence) -> Sampling:
+    assert sequence.sampling is not None, "Engine.submit gives every sequence its sampling"
+    return sequence.sampling

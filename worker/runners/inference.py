@@ -1,4 +1,4 @@
-"""Runs inference jobs: text generation in the continuous batch, all other tasks in batches across jobs."""
+"""Runs inference jobs: all tasks but text generation in batches across jobs."""
 
 from collections.abc import Sequence as Many
 from functools import partial
@@ -10,24 +10,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem.adapters import AdapterStore
 from tandem.artifacts import ArtifactStore
-from tandem.errors import AttemptStopped, InvalidRequest, TandemError, UnsupportedTask
+from tandem.errors import TandemError
 from tandem.job import Failure
-from tandem.specs import AnyInferenceSpec, ChatMessage, InferenceSpec, Task, TextGenerationSpec
+from tandem.specs import AnyInferenceSpec, InferenceSpec, Task, TextGenerationSpec
 from worker.adapter_cache import AdapterCache
 from worker.attempt import Attempt
 from worker.encoders import EncoderBatcher
 from worker.encoders.adapter_task import AdapterParameters, AdapterTask
 from worker.encoders.encoder_adapter import EncoderAdapter, read_encoder_adapter
-from worker.engine.adapter_weights import read_adapter
-from worker.engine.sequence import Sequence
+from worker.engine.adapters.weights import read_adapter
 from worker.loading import ADAPTERS, ResidentModel, one_loads, resident_task
 from worker.media.limits import MediaLimits
 from worker.media.reader import MediaReader
 from worker.residency import ResidentModels
+from worker.runners.text_generation import TextGenerationRunner
 from worker.tasks import PipelineTask
 from worker.tasks.batched_task import BatchedTask
 from worker.tasks.result_files import ResultFiles
-from worker.tasks.text_generation import TextGenerationByGenerate
 
 _spec: TypeAdapter[Any] = TypeAdapter(InferenceSpec)
 
@@ -47,7 +46,7 @@ class InferenceRunner:
         media_limits: MediaLimits,
     ) -> None:
         self._residents = residents
-        self._adapters = AdapterCache(adapters, partial(read_adapter, rank_limit=adapter_rank))
+        self._texts = TextGenerationRunner(AdapterCache(adapters, partial(read_adapter, rank_limit=adapter_rank)))
         self._encoder_adapters = AdapterCache(adapters, _read_encoder_adapter)
         self._artifacts = artifacts
         self._media_limits = media_limits
@@ -59,9 +58,7 @@ class InferenceRunner:
         task: Task = "feature-extraction" if brings_head else spec.task
         with self._residents.use((spec.model, resident_task(task))) as resident:
             if isinstance(spec, TextGenerationSpec):
-                if resident.engine is None:
-                    return self._generate_by_library(attempt, spec, resident)
-                return self._generate(attempt, spec, resident)
+                return self._texts.run(attempt, spec, resident, self._media())
             return self._run_batched(attempt, spec, resident)
 
     def _run_batched(self, attempt: Attempt, spec: AnyInferenceSpec, resident: ResidentModel) -> dict[str, Any]:
@@ -101,7 +98,7 @@ class InferenceRunner:
         self, attempt: Attempt, spec: AnyInferenceSpec, task: PipelineTask[Any], values: Many[Any], first: int
     ) -> list[Any]:
         """The pipeline's inputs; the error of one that cannot be read takes its place if errors are kept."""
-        media = MediaReader(self._artifacts.read, self._media_limits)
+        media = self._media()
         inputs: list[Any] = []
         for place, value in enumerate(values, start=first):
             attempt.check()
@@ -114,53 +111,8 @@ class InferenceRunner:
                 inputs.append(error)
         return inputs
 
-    def _generate(self, attempt: Attempt, spec: TextGenerationSpec, resident: ResidentModel) -> dict[str, Any]:
-        assert resident.engine is not None
-        assert resident.tokenizer is not None
-        prompt = encode_prompt(resident.tokenizer, spec.inputs)
-        adapter = None
-        if spec.adapter is not None:
-            adapter = self._adapters.get(spec.adapter, resident.model)
-        sequence = Sequence(
-            prompt,
-            spec.parameters,
-            adapter=adapter,
-            deadline=attempt.deadline,
-            on_text=(lambda text: attempt.report("tokens", {"text": text})) if spec.stream else None,
-        )
-        resident.engine.submit(sequence)
-        attempt.on_stop(sequence.cancel)
-        try:
-            generated = sequence.future.result()
-        except AttemptStopped:
-            # The engine knows only that the sequence was cancelled; the attempt knows why.
-            attempt.check()
-            raise
-        text = generated.text
-        if spec.parameters.return_full_text and isinstance(spec.inputs, str):
-            text = spec.inputs + text
-        return {
-            "generated_text": text,
-            "finish_reason": generated.finish_reason,
-            "prompt_tokens": generated.prompt_tokens,
-            "completion_tokens": generated.completion_tokens,
-            "path": "engine",
-        }
-
-    def _generate_by_library(
-        self, attempt: Attempt, spec: TextGenerationSpec, resident: ResidentModel
-    ) -> dict[str, Any]:
-        """For a model that the engine cannot hold, as its result says. It streams nothing and takes no adapters."""
-        if spec.adapter is not None:
-            raise UnsupportedTask(
-                f"{spec.model!r} is served by the library's generate(), which takes no adapters", param="adapter"
-            )
-        batcher = resident.batchers.get(spec.task)
-        task = cast("TextGenerationByGenerate", batcher.task)
-        prompt = task.read(spec.inputs, MediaReader(self._artifacts.read, self._media_limits), "inputs")
-        (row,) = batcher.run([prompt], spec.parameters, should_stop=attempt.check)
-        generated: dict[str, Any] = row
-        return generated
+    def _media(self) -> MediaReader:
+        return MediaReader(self._artifacts.read, self._media_limits)
 
 
 def _read_encoder_adapter(adapter: str, folder: Path, body: PreTrainedModel) -> EncoderAdapter:
@@ -172,27 +124,6 @@ def _read_encoder_adapter(adapter: str, folder: Path, body: PreTrainedModel) -> 
 def _row(row: Any) -> Any:
     """One input's result, or its error where errors are kept."""
     return {"error": Failure.of(row).model_dump(mode="json")} if isinstance(row, Exception) else row
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, inputs: str | tuple[ChatMessage, ...]) -> list[int]:
-    """Token ids of a plain prompt, or of a conversation by the model's own chat template.
-
-    Raises InvalidRequest if the model has no template, or if the template refuses the messages.
-    """
-    if isinstance(inputs, str):
-        return list(tokenizer(inputs).input_ids)
-    if tokenizer.chat_template is None:
-        raise InvalidRequest(
-            "`inputs` are messages, but the model has no chat template; send one text", param="inputs"
-        )
-    try:
-        text = tokenizer.apply_chat_template(
-            [message.model_dump() for message in inputs], tokenize=False, add_generation_prompt=True
-        )
-    except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"`inputs`: the model's chat template refuses them: {error}", param="inputs") from error
-    # The template writes the special tokens itself.
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> int:

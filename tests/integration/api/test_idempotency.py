@@ -82,8 +82,8 @@ def test_the_same_body_is_the_same_in_another_order(client: httpx.Client) -> Non
 def test_the_properties_of_a_schema_reach_the_worker_in_their_order(
     client: httpx.Client, worker: StandInWorker
 ) -> None:
-    """Symptom: an answer had its fields in the order of the alphabet. Cause: the spec was stored with sorted keys, while
-    constrained output writes properties as the schema lists them. Fix: only the idempotency digest sorts keys."""
+    """Symptom: an answer had its fields in the order of the alphabet. Cause: the spec was stored with sorted keys,
+    while constrained output writes properties as the schema lists them. Fix: only the idempotency digest sorts."""
     schema = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
     parameters = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
     client.post("/v1/jobs", json=CHAT | {"parameters": parameters})

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.encoders.adapter_planning import plan_forwards
-from worker.engine.adapter_bank import BASE, AdapterBank
+from worker.engine.adapters.bank import BASE, AdapterBank
 
 NAMES = st.sampled_from([None, "a", "b", "c", "d", "e"])
 

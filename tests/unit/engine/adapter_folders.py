@@ -3,17 +3,28 @@
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 
-def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int, spread: float = 0.1, **config) -> PeftModel:
-    """Inject a LoRA into `model`, give it weights large enough to change the text, and save it."""
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+def save_adapter(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    seed: int,
+    spread: float = 0.1,
+    method: type[PeftConfig] = LoraConfig,
+    **config,
+) -> PeftModel:
+    """Inject an adapter of PEFT's `method`, give it weights large enough to change the text, and save it."""
+    adapted = get_peft_model(model, method(task_type="CAUSAL_LM", **config)).eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                weight.copy_(torch.randn(weight.shape, generator=random) * spread)
+            drawn = torch.randn(weight.shape, generator=random) * spread
+            if "lora_magnitude_vector" in name or "ia3_l" in name:
+                weight.mul_(1 + drawn.to(weight))  # trained scales stay near what they begin with
+            elif "lora_" in name or "prompt_encoder" in name:
+                weight.copy_(drawn)
     adapted.save_pretrained(folder)
     return adapted

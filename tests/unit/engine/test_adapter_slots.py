@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.adapter_slots import AdapterClaim, AdapterSlots
+from worker.engine.scheduling.adapter_slots import AdapterClaim, AdapterSlots
 
 
 def test_the_least_recently_used_adapter_leaves_first() -> None:

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from tests.unit.engine.tiny_models import VOCABULARY
-from worker.engine.detokenizer import REPLACEMENT, Detokenizer
+from worker.engine.text.detokenizer import REPLACEMENT, Detokenizer
 
 
 def pieces(tokenizer: PreTrainedTokenizerFast, prompt: list[int], tokens: list[int]) -> list[str]:

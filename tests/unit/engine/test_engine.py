@@ -13,12 +13,14 @@ from tandem.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
+    OutOfMemory,
     PromptTooLong,
     TandemError,
 )
 from tandem.specs import GenerationParameters
 from tests.unit.engine.tiny_models import FAMILIES, SIZES, Crowd, build_model, random_prompts
-from worker.engine.adapter_weights import AdapterWeights, LowRankPair
+from worker.engine.adapters.linear_update import LinearUpdate
+from worker.engine.adapters.weights import AdapterWeights
 from worker.engine.sequence import Sequence, SequenceState
 
 PATH = "model.layers.1.self_attn.q_proj"
@@ -33,8 +35,9 @@ def together(crowd) -> Crowd:
 
 
 def adapter(name: str, *, rank: int = 2, value: float = 0.1, features: int = 64) -> AdapterWeights:
-    pair = LowRankPair(torch.full((rank, features), value), torch.full((64, rank), value), scaling=2.0)
-    return AdapterWeights(name, {PATH: pair})
+    """Both matrices hold `value`; B holds its scaling of 2 already."""
+    update = LinearUpdate(a=torch.full((rank, features), value), b=torch.full((rank, 64), 2 * value))
+    return AdapterWeights(name, {PATH: update})
 
 
 def test_the_same_seed_gives_the_same_text_alone_and_in_a_crowd(together: Crowd) -> None:
@@ -278,13 +281,20 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_own_sequences_only(
 ) -> None:
     prompt = random_prompts((9,))[0]
     expected = together.generate(prompt, adapter=adapter("fine"), max_new_tokens=5).token_ids
-    overflowing = adapter("overflowing", value=3e38)
-    failing = [together.submit(prompt, adapter=overflowing, max_new_tokens=5) for _ in range(2)]
+    load = together.engine._bank.load
+
+    def failing_for_one(slot: int, weights: AdapterWeights) -> None:
+        if weights.id == "broken":
+            raise OutOfMemory
+        load(slot, weights)
+
+    monkeypatch.setattr(together.engine._bank, "load", failing_for_one)
+    failing = [together.submit(prompt, adapter=adapter("broken"), max_new_tokens=5) for _ in range(2)]
     fine = together.submit(prompt, adapter=adapter("fine"), max_new_tokens=5)
     together.run()
 
     for failed in failing:
-        with pytest.raises(InvalidRequest, match=f"{PATH} overflow"):
+        with pytest.raises(OutOfMemory):
             failed.future.result(0)
     assert fine.future.result(0).token_ids == expected
 
@@ -369,5 +379,5 @@ def test_the_model_runs_only_through_its_engine(crowd) -> None:
     model = build_model(FAMILIES["llama"]())
     crowd(model)
 
-    with pytest.raises(RuntimeError, match="through the engine only"):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="through the engine only"):
         model(torch.tensor([[1, 2, 3]]))

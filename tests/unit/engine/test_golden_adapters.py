@@ -1,13 +1,15 @@
 """The golden rule for adapters: mixed in one batch equals each alone in PEFT, token for token."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import AdaLoraConfig, IA3Config
 
 from tests.unit.engine.adapter_folders import save_adapter
 from tests.unit.engine.tiny_models import FAMILIES, build_model, generate, random_prompts
-from worker.engine.adapter_weights import AdapterWeights, read_adapter
+from worker.engine.adapters.weights import AdapterWeights, read_adapter
 
 pytestmark = [
     # peft asks transformers for an attribute under the name that transformers 5.23 has deprecated.
@@ -16,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
 ]
 
-ADAPTERS: dict[str, dict[str, object]] = {
+ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
     "feed-forward": {"r": 2, "lora_alpha": 16, "target_modules": ["gate_proj", "down_proj"]},
     "rank-stabilized": {
@@ -33,8 +35,24 @@ ADAPTERS: dict[str, dict[str, object]] = {
         "alpha_pattern": {"o_proj": 12},
     },
     "head": {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "v_proj"]},
+    "dora": {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["q_proj", "o_proj", "down_proj"]},
+    "adalora": {
+        "method": AdaLoraConfig,
+        "spread": 0.3,
+        "init_r": 6,
+        "target_r": 3,
+        "total_step": 10,
+        "lora_alpha": 32,
+        "target_modules": ["v_proj", "up_proj"],
+    },
+    "ia3": {
+        "method": IA3Config,
+        "spread": 0.5,
+        "target_modules": ["k_proj", "v_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+    },
 }
-LENGTHS = (5, 17, 70, 9, 23, 31, 12, 48, 3)
+LENGTHS = (5, 17, 70, 9, 23, 31, 44, 19, 27, 12, 48, 3)
 ADAPTER_OF = (None, *ADAPTERS, "attention", None, "head")
 COUNT = 16
 
@@ -65,9 +83,9 @@ def read_all(folders: dict[str, Path], model: torch.nn.Module) -> dict[str | Non
     return {None: None} | {name: read_adapter(name, folder, model) for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("adapter_slots", [5, 2, 1], ids=lambda slots: f"{slots}-adapter-slots")
+@pytest.mark.parametrize("adapter_slots", [8, 2, 1], ids=lambda slots: f"{slots}-adapter-slots")
 def test_mixed_adapters_equal_peft_alone(adapter_slots: int, expected, folders, crowd) -> None:
-    """Different ranks, scalings and targets beside the base; with few adapter slots they take turns in them."""
+    """Different methods, ranks and targets beside the base; with few adapter slots they take turns in them."""
     model = build_model(FAMILIES["llama"]())
     together = crowd(model, adapter_slots=adapter_slots)
     adapters = read_all(folders, model)

@@ -4,25 +4,35 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from tests.unit.engine.families import HELD, WINDOW, build
 from tests.unit.engine.tiny_models import FAMILIES, build_model, generate, random_prompts
 
 LENGTHS = (5, 17, 70, 9, 23, 31, 1, 48)
 """Prompts longer than a step's 32 tokens are read in chunks; eight sequences share four slots."""
-COUNTS = (24, 3, 17, 24, 9, 1, 24, 12)
+CROWD = {5: 24, 70: 20, 9: 3, WINDOW: 16, 1: 12, 31: 24}
+"""Length of each prompt and tokens to generate: some prompts are longer than a window, some grow beyond it."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", HELD)
 def test_a_crowd_generates_what_each_sequence_generates_alone(family: str, crowd) -> None:
-    prompts = random_prompts(LENGTHS)
-    alone = build_model(FAMILIES[family]())
-    expected = [generate(alone, prompt, count) for prompt, count in zip(prompts, COUNTS, strict=True)]
-    together = crowd(build_model(FAMILIES[family]()))
+    """Six sequences share three slots. Each arrives while others decode, and reads its prompt 16 tokens a step."""
+    prompts = dict(zip(CROWD, random_prompts(tuple(CROWD)), strict=True))
+    alone = build(HELD[family]())
+    expected = {length: generate(alone, prompt, CROWD[length]) for length, prompt in prompts.items()}
+    together = crowd(build(HELD[family]()), sequence_slots=3, step_tokens=16)
 
-    sequences = [together.submit(prompt, max_new_tokens=count) for prompt, count in zip(prompts, COUNTS, strict=True)]
+    sequences = {}
+    for length, prompt in prompts.items():
+        sequences[length] = together.submit(prompt, max_new_tokens=CROWD[length])
+        together.engine.step()
+        together.engine.step()
     together.run()
 
-    assert [list(sequence.future.result(0).token_ids) for sequence in sequences] == expected
-    assert len({tuple(tokens[:3]) for tokens in expected}) > 4, "texts too much alike to tell sequences apart"
+    assert {length: list(each.future.result(0).token_ids) for length, each in sequences.items()} == expected
+    assert len({tuple(tokens[:3]) for tokens in expected.values()}) == len(CROWD), "texts too much alike"
+    assert generate(alone, prompts[31][-WINDOW // 2 :], 8) != expected[31][:8], (
+        "the prompt's beginning does not matter"
+    )
 
 
 def test_sequences_that_arrive_while_others_decode_change_nothing(crowd) -> None:

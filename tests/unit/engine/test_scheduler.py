@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.specs import GenerationParameters
-from worker.engine.adapter_slots import AdapterSlots
-from worker.engine.adapter_weights import AdapterWeights
-from worker.engine.scheduler import MAX_OVERTAKEN, PrefillChunk, Scheduler, StepPlan
+from worker.engine.adapters.weights import AdapterWeights
+from worker.engine.scheduling.adapter_slots import AdapterSlots
+from worker.engine.scheduling.scheduler import MAX_OVERTAKEN, Admission, Scheduler
+from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 from worker.engine.sequence import Sequence, SequenceState
 
 
@@ -23,6 +24,11 @@ def scheduler(sequence_slots: int = 2, step_tokens: int = 8, adapter_slots: int 
     return Scheduler(
         sequence_slots=sequence_slots, step_tokens=step_tokens, adapter_slots=AdapterSlots(adapter_slots)
     )
+
+
+def loading(admission: Admission) -> list[Sequence]:
+    """Those whose adapter must be copied into its slot."""
+    return [start.sequence for start in admission.started if start.loads_adapter]
 
 
 def compute(scheduler: Scheduler, plan: StepPlan) -> list[Sequence]:
@@ -96,13 +102,13 @@ def test_a_sequence_waits_while_other_adapters_hold_every_slot() -> None:
     for waiting in (holder, blocked, base):
         plans.add(waiting)
 
-    assert plans.admit() == (holder,)
+    assert loading(plans.admit()) == [holder]
     assert plans.running == (holder, base)
     assert plans.waiting == (blocked,)
 
     plans.remove(holder)
 
-    assert plans.admit() == (blocked,)
+    assert loading(plans.admit()) == [blocked]
 
 
 def test_an_adapter_that_is_in_its_slot_is_not_loaded_again() -> None:
@@ -111,7 +117,7 @@ def test_an_adapter_that_is_in_its_slot_is_not_loaded_again() -> None:
     plans.add(first)
     plans.add(second)
 
-    assert plans.admit() == (first,)
+    assert loading(plans.admit()) == [first]
     assert first.adapter_slot == second.adapter_slot == 0
 
 
@@ -184,7 +190,7 @@ class Machine:
     finished: list[Sequence] = field(default_factory=list)
 
     def step(self) -> None:
-        loaded = self.scheduler.admit()
+        loaded = loading(self.scheduler.admit())
         plan = self.scheduler.plan_step()
         running = self.scheduler.running
         assert plan.tokens <= self.budget
@@ -235,16 +241,14 @@ def test_whatever_arrives_everything_ends_and_nothing_is_doubled(
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=20), st.integers(1, 4))
-def test_without_adapters_prompts_are_started_in_the_order_of_arrival(prompts: list[int], slots: int) -> None:
+def test_without_adapters_equals_are_admitted_in_the_order_of_arrival(prompts: list[int], slots: int) -> None:
     plans = scheduler(slots, slots + 4)
     line = [sequence(prompt=length, new=3) for length in prompts]
     for waiting in line:
         plans.add(waiting)
     started: list[Sequence] = []
     while plans.has_work:
-        plans.admit()
-        plan = plans.plan_step()
-        started += [chunk.sequence for chunk in plan.chunks if chunk.start == 0]
-        compute(plans, plan)
+        started += [start.sequence for start in plans.admit().started]
+        compute(plans, plans.plan_step())
 
     assert started == line

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.stop_strings import Decided, StopStrings
+from worker.engine.text.stop_strings import Decided, StopStrings
 
 
 def run(stop: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:

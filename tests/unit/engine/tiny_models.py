@@ -70,8 +70,17 @@ class Crowd:
 
     engine: Engine
 
-    def submit(self, prompt: list[int], *, adapter=None, on_text=None, **parameters) -> Sequence:
-        sequence = Sequence(prompt, GenerationParameters(**parameters), adapter=adapter, on_text=on_text)
+    def submit(
+        self, prompt: list[int], *, adapter=None, on_text=None, priority: int = 0, owner: str = "", **parameters
+    ) -> Sequence:
+        sequence = Sequence(
+            prompt,
+            GenerationParameters(**parameters),
+            adapter=adapter,
+            on_text=on_text,
+            priority=priority,
+            owner=owner,
+        )
         self.engine.submit(sequence)
         return sequence
 

@@ -5,10 +5,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from tandem.errors import AdapterMismatch, InvalidRequest
-from worker.engine.adapter_weights import AdapterWeights
-from worker.engine.linear import AdapterLinear, AdapterPairs
+from tandem.errors import InvalidRequest
+from worker.engine.adapters.linear import AdapterConv1D, AdapterLinear
+from worker.engine.adapters.linear_update import check_is_layer
+from worker.engine.adapters.weights import AdapterWeights
 
 BASE = -1
 """The adapter slot of a row that runs the base model."""
@@ -20,7 +22,8 @@ class AdapterBank:
     def __init__(self, *, slots: int, rank: int) -> None:
         self.slots = slots
         self.rank = rank
-        self.linears: dict[str, AdapterLinear] = {}
+        self.linears: dict[str, AdapterLinear | AdapterConv1D] = {}
+        """The layers that adapters may update, by their paths."""
         self.active: frozenset[int] = frozenset()
         """The adapter slots that rows of the current step use; empty outside a step."""
         self._row_slots = self._head_slots = torch.empty(0, dtype=torch.int64)
@@ -28,14 +31,19 @@ class AdapterBank:
         self._runs: list[tuple[int, int]] = []
 
     def take_over(self, model: nn.Module, head: nn.Module | None) -> None:
-        """Replace every `nn.Linear` of the model in place; `head` is the layer that makes the logits."""
-        for path, linear in list(model.named_modules()):
-            if type(linear) is nn.Linear:
-                replacement = AdapterLinear(linear, self, is_head=linear is head)
-                replacement.train(linear.training)
-                parent_path, _, name = path.rpartition(".")
-                setattr(model.get_submodule(parent_path), name, replacement)
-                self.linears[path] = replacement
+        """Replace every linear layer of the model in place; `head` is the layer that makes the logits."""
+        for path, layer in list(model.named_modules()):
+            replacement: AdapterLinear | AdapterConv1D
+            if type(layer) in (nn.Linear, AdapterLinear):
+                replacement = AdapterLinear(layer, self, is_head=layer is head)
+            elif type(layer) is Conv1D:
+                replacement = AdapterConv1D(layer, self, is_head=layer is head)
+            else:
+                continue
+            replacement.train(layer.training)
+            parent_path, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent_path), name, replacement)
+            self.linears[path] = replacement
 
     def check(self, adapter: AdapterWeights) -> None:
         """Raise unless the adapter fits: InvalidRequest for its rank, AdapterMismatch for its shapes."""
@@ -43,38 +51,20 @@ class AdapterBank:
             raise InvalidRequest("this worker serves no adapters (its adapter_slots is 0)", param="adapter")
         if adapter.rank > self.rank:
             raise InvalidRequest(
-                f"adapter {adapter.id!r} has rank {adapter.rank}; this worker serves ranks up to {self.rank}",
+                f"adapter {adapter.id!r} has rank {adapter.rank}; this worker serves ranks up to {self.rank} "
+                "(its adapter_rank)",
                 param="adapter",
             )
-        for path, pair in adapter.modules.items():
-            linear = self.linears.get(path)
-            if linear is None:
-                raise AdapterMismatch(
-                    f"adapter {adapter.id!r} changes {path}, which is no linear layer of the model", param="adapter"
-                )
-            pair.check_fits(adapter.id, path, linear)
+        for path, update in adapter.modules.items():
+            update.check_fits(adapter.id, path, check_is_layer(adapter.id, path, self.linears.get(path)))
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter's weights into a slot, in place of what was there.
 
-        Raises InvalidRequest for weights that overflow the model's dtype; the slot must then not be used.
+        If it raises, the slot must not be used before a load succeeds.
         """
         for path, linear in self.linears.items():
-            pair = adapter.modules.get(path)
-            if pair is None and (linear.pairs is None or slot not in linear.pairs.filled):
-                continue
-            if linear.pairs is None:
-                linear.pairs = self._new_pairs(linear)
-            rows = slice(slot * self.rank, (slot + 1) * self.rank)
-            linear.pairs.a[rows] = 0
-            linear.pairs.b[rows] = 0
-            linear.pairs.filled.discard(slot)
-            if pair is not None:
-                rows = slice(rows.start, rows.start + pair.rank)
-                linear.pairs.a[rows] = self._finite(adapter.id, path, pair.a.float(), linear.weight.dtype)
-                scaled = pair.b.float() * pair.scaling
-                linear.pairs.b[rows] = self._finite(adapter.id, path, scaled, linear.weight.dtype).t()
-                linear.pairs.filled.add(slot)
+            linear.slots.put(slot, adapter.modules.get(path))
 
     @contextmanager
     def step(self, row_slots: list[int], head_rows: list[int], device: torch.device) -> Iterator[None]:
@@ -123,28 +113,15 @@ class AdapterBank:
             yield slot, slice(first, first + count * each)
             first += count * each
 
+    def row_slots(self, *, head: bool) -> torch.Tensor:
+        """[rows], int64: the slot of each row of the current step; `head`: of the rows that make the logits."""
+        return self._head_slots if head else self._row_slots
+
     def foreign(self, first: int, end: int, *, head: bool) -> torch.Tensor:
         """[rows, (end - first) * rank], bool: True where a rank belongs to another adapter than the row's."""
         key = (first, end, head)
         if key not in self._masks:
-            row_slots = self._head_slots if head else self._row_slots
+            row_slots = self.row_slots(head=head)
             slots = torch.arange(first, end, device=row_slots.device).repeat_interleave(self.rank)
             self._masks[key] = slots != row_slots[:, None]
         return self._masks[key]
-
-    @staticmethod
-    def _finite(adapter_id: str, path: str, weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The weights in the model's dtype. An infinite B would reach every row: 0 * inf is NaN."""
-        converted = weights.to(dtype)
-        if not torch.isfinite(converted).all():
-            raise InvalidRequest(
-                f"adapter {adapter_id!r} cannot be served: its weights of {path} overflow {dtype}", param="adapter"
-            )
-        return converted
-
-    def _new_pairs(self, linear: AdapterLinear) -> AdapterPairs:
-        rows = self.slots * self.rank
-        return AdapterPairs(
-            a=linear.weight.new_zeros(rows, linear.in_features, requires_grad=False),
-            b=linear.weight.new_zeros(rows, linear.out_features, requires_grad=False),
-        )

@@ -1,0 +1,79 @@
+"""One linear layer's adapter slots as tensors, which every row of a step looks into by its slot."""
+
+import torch
+
+
+class PairTable:
+    """The A and B of every adapter slot, as two matrices.
+
+    `rank` consecutive rows belong to a slot; those that an adapter of lower rank leaves over are zero, and so are
+    all of a slot whose adapter has no pair for this layer.
+    """
+
+    def __init__(
+        self, *, slots: int, rank: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.a = torch.zeros(slots * rank, inputs, dtype=dtype, device=device)
+        self.b = torch.zeros(slots * rank, outputs, dtype=dtype, device=device)
+        self.rank = rank
+        self.ranks: dict[int, int] = {}
+        """The rank of each slot that has a pair."""
+
+    def put(self, slot: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Copy a pair, [rank, inputs] and [rank, outputs], in place of what was there."""
+        first, end = slot * self.rank, slot * self.rank + len(a)
+        self.a[first:end].copy_(a, non_blocking=True)
+        self.b[first:end].copy_(b, non_blocking=True)
+        self._zero(end, first + self.ranks.get(slot, 0))
+        self.ranks[slot] = len(a)
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot."""
+        first = slot * self.rank
+        self._zero(first, first + self.ranks.pop(slot, 0))
+
+    def span(self, slots: set[int] | frozenset[int]) -> slice:
+        """The rows from the first of these slots to the last."""
+        return slice(min(slots) * self.rank, (max(slots) + 1) * self.rank)
+
+    def _zero(self, first: int, end: int) -> None:
+        if first < end:
+            self.a[first:end].zero_()
+            self.b[first:end].zero_()
+
+
+class ScaleTable:
+    """A factor for each feature by adapter slot, and what is added after it."""
+
+    def __init__(self, *, slots: int, features: int, device: torch.device) -> None:
+        # The last row is the base's: `BASE` is -1. A factor of 1 and a shift of 0 leave a row bit for bit as it is.
+        self._factors = torch.ones(slots + 1, features, device=device)
+        self._shifts: torch.Tensor | None = None
+        """[slots + 1, features]; None until a scale brings one, which in a layer without a bias none does."""
+        self.filled: set[int] = set()
+        """The slots that have a scale."""
+
+    def put(self, slot: int, factors: torch.Tensor, shifts: torch.Tensor | None) -> None:
+        """Copy a scale, [features] each, in place of what was there."""
+        self._factors[slot].copy_(factors, non_blocking=True)
+        if shifts is not None:
+            if self._shifts is None:
+                self._shifts = torch.zeros_like(self._factors)
+            self._shifts[slot].copy_(shifts, non_blocking=True)
+        elif self._shifts is not None:
+            self._shifts[slot].zero_()
+        self.filled.add(slot)
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot."""
+        if slot in self.filled:
+            self.filled.remove(slot)
+            self._factors[slot].fill_(1)
+            if self._shifts is not None:
+                self._shifts[slot].zero_()
+
+    def scaled(self, rows: torch.Tensor, slots: torch.Tensor | int) -> torch.Tensor:
+        """`rows` [n, features], each by its slot of `slots` [n], or all by one; computed in float32."""
+        factors = self._factors[slots]
+        result = rows * factors if self._shifts is None else torch.addcmul(self._shifts[slots], rows, factors)
+        return result.to(rows.dtype)

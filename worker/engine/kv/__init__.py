@@ -1,0 +1,1 @@
+"""Keys and values in slots, and the attention over them."""

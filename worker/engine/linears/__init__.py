@@ -1,0 +1,1 @@
+"""Faster products of linear layers on CPUs."""

@@ -1,0 +1,1 @@
+"""Who runs when, and in which slot: plain Python, tested without a model."""

@@ -1,0 +1,1 @@
+"""How each sequence's next token is chosen."""
