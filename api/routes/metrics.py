@@ -71,3 +71,42 @@ class _Snapshot(Collector):
                     padded.add_metric([*labels, work.unit], work.padded_cost)
                     wait.add_metric(labels, work.wait_seconds)
         yield from (held, batches, rows, cost, padded, wait)
+        yield from self._engines()
+
+    def _engines(self) -> Iterator[Metric]:
+        where = ["worker", "model"]
+        gauges: dict[str, GaugeMetricFamily] = {
+            "slots": GaugeMetricFamily("tandem_engine_slots", "Sequences that can run together", labels=where),
+            "running": GaugeMetricFamily("tandem_engine_running_sequences", "Sequences with a slot", labels=where),
+            "waiting": GaugeMetricFamily("tandem_engine_waiting_sequences", "Sequences without one", labels=where),
+            "kv_bytes": GaugeMetricFamily("tandem_engine_kv_bytes", "Memory of the keys and values", labels=where),
+        }
+        counters: dict[str, CounterMetricFamily] = {
+            "steps": CounterMetricFamily("tandem_engine_steps", "Forward passes", labels=where),
+            "sequences": CounterMetricFamily("tandem_engine_sequences", "Sequences admitted", labels=where),
+            "prompt_tokens": CounterMetricFamily("tandem_engine_prompt_tokens", "Their prompts", labels=where),
+            "reused_tokens": CounterMetricFamily(
+                "tandem_engine_reused_tokens", "Prompt tokens whose keys and values were there already", labels=where
+            ),
+            "generated_tokens": CounterMetricFamily(
+                "tandem_engine_generated_tokens", "Tokens generated", labels=where
+            ),
+            "wait_seconds": CounterMetricFamily(
+                "tandem_engine_wait_seconds", "Sum of the sequences' waits for a slot", labels=where
+            ),
+            "parked": CounterMetricFamily(
+                "tandem_engine_parked", "Times that a sequence gave its slot to a more urgent one", labels=where
+            ),
+            "adapter_loads": CounterMetricFamily(
+                "tandem_engine_adapter_loads", "Adapters copied into a slot of the bank", labels=where
+            ),
+        }
+        for worker in self._workers:
+            for model in worker.models:
+                if model.engine is not None:
+                    figures = model.engine.model_dump()
+                    for field, gauge in gauges.items():
+                        gauge.add_metric([worker.id, model.name], figures[field])
+                    for field, counter in counters.items():
+                        counter.add_metric([worker.id, model.name], figures[field])
+        yield from (*gauges.values(), *counters.values())

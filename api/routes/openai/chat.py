@@ -1,6 +1,6 @@
 """`POST /v1/chat/completions`: a text-generation job, waited for or streamed."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -30,11 +30,37 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(BaseModel):
-    index: int = 0
+    index: int
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
+
+    @classmethod
+    def of(cls, index: int, text: dict[str, Any]) -> "Choice":
+        """One text of a job's result."""
+        logprobs = text.get("logprobs")
+        return cls(
+            index=index,
+            message=AnswerMessage(content=text["generated_text"]),
+            logprobs=None if logprobs is None else ChoiceLogprobs(content=logprobs),
+            finish_reason=text["finish_reason"],
+        )
 
 
 class Usage(BaseModel):
@@ -64,7 +90,7 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    index: int = 0
+    index: int
     delta: Delta
     logprobs: None = None
     finish_reason: FinishReason | None = None
@@ -103,12 +129,11 @@ async def create_chat_completion(
     response.headers[JOB_HEADER] = submitted.job.id
     async with waiting.cancelled_if_abandoned():
         job = await while_connected(request, waiting.end())
-    message = AnswerMessage(content=job.result["generated_text"])
     return ChatCompletion(
         id=_completion_id(job),
         created=int(job.created_at),
         model=body.model,
-        choices=[Choice(message=message, finish_reason=job.result["finish_reason"])],
+        choices=[Choice.of(index, text) for index, text in enumerate(_texts(job.result))],
         usage=Usage.of(job.result),
         service_tier=body.served_tier,
     )
@@ -135,12 +160,12 @@ async def _first_text(events: AsyncIterator[JobEvent], waiting: Waiting) -> JobE
 
 
 class ChatStream:
-    """One answer in chunks."""
+    """One answer, of one or several choices, in chunks."""
 
     def __init__(self, body: ChatRequest, job: Job) -> None:
         self._body = body
         self._job = job
-        self._text = StreamedText()
+        self._texts = [StreamedText() for _ in range(body.n)]
 
     async def sent(
         self, first: JobEvent | None, rest: AsyncIterator[JobEvent], waiting: Waiting
@@ -148,32 +173,38 @@ class ChatStream:
         """The chunks; an error after the first of them is an event too, since the status is sent."""
         async with waiting.cancelled_if_abandoned():
             try:
-                yield self._chunk(Delta(role="assistant", content=""))
+                for index in range(self._body.n):
+                    yield self._chunk(index, Delta(role="assistant", content=""))
                 if first is not None:
-                    yield self._chunk(Delta(content=self._text.add(first.data["text"])))
+                    for chunk in self._new_text(first):
+                        yield chunk
                     async for event in rest:
-                        if piece := self._new_text(event):
-                            yield self._chunk(Delta(content=piece))
+                        for chunk in self._new_text(event):
+                            yield chunk
                 result = (await waiting.result()).result
-                if piece := self._text.finish(result["generated_text"]):
-                    yield self._chunk(Delta(content=piece))
+                for index, text in enumerate(_texts(result)):
+                    if piece := self._texts[index].finish(text["generated_text"]):
+                        yield self._chunk(index, Delta(content=piece))
             except TandemError as error:
                 yield ServerSentEvent(error_body(error).model_dump_json(), sep="\n")
                 return
-            yield self._chunk(Delta(), result["finish_reason"])
+            for index, text in enumerate(_texts(result)):
+                yield self._chunk(index, Delta(), text["finish_reason"])
             if self._body.stream_options is not None and self._body.stream_options.include_usage:
                 yield self._event([], Usage.of(result))
             yield ServerSentEvent("[DONE]", sep="\n")
 
-    def _new_text(self, event: JobEvent) -> str:
+    def _new_text(self, event: JobEvent) -> Iterator[ServerSentEvent]:
         if event.type == "tokens":
-            return self._text.add(event.data["text"])
+            index = event.data.get("index", 0)  # a job of one text does not number it
+            if piece := self._texts[index].add(event.data["text"]):
+                yield self._chunk(index, Delta(content=piece))
         if event.type == "state" and event.data["state"] == "running":
-            self._text.restart()
-        return ""
+            for text in self._texts:
+                text.restart()
 
-    def _chunk(self, delta: Delta, finish_reason: FinishReason | None = None) -> ServerSentEvent:
-        return self._event([ChunkChoice(delta=delta, finish_reason=finish_reason)], None)
+    def _chunk(self, index: int, delta: Delta, finish_reason: FinishReason | None = None) -> ServerSentEvent:
+        return self._event([ChunkChoice(index=index, delta=delta, finish_reason=finish_reason)], None)
 
     def _event(self, choices: list[ChunkChoice], usage: Usage | None) -> ServerSentEvent:
         chunk = ChatChunk(
@@ -185,6 +216,12 @@ class ChatStream:
             service_tier=self._body.served_tier,
         )
         return ServerSentEvent(chunk.model_dump_json(), sep="\n")
+
+
+def _texts(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The texts of a job's result: several are its `choices`, one is the result itself."""
+    texts: list[dict[str, Any]] = result.get("choices", [result])
+    return texts
 
 
 def _completion_id(job: Job) -> str:

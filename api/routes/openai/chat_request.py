@@ -2,11 +2,19 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tandem.specs import ChatMessage, GenerationParameters, Name, Priority, Spec, TextGenerationSpec
 from tandem.specs.base import MAX_INPUT_CHARACTERS, MAX_NEW_TOKENS
-from tandem.specs.generation import MAX_MESSAGES, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from tandem.specs.generation import (
+    MAX_CHOICES,
+    MAX_MESSAGES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_TOP_LOGPROBS,
+    LogitBias,
+)
+from tandem.specs.response_format import ResponseFormat
 
 DEFAULT_MAX_TOKENS = 256
 """Tokens of an answer if the request names no limit (OpenAI's has none: one client could fill a whole context)."""
@@ -73,7 +81,14 @@ class ChatRequest(Spec):
     stop: StopString | Annotated[tuple[StopString, ...], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] = 1
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    logit_bias: LogitBias | None = None
+    logprobs: bool | None = None
+    """Not in a stream."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    response_format: ResponseFormat | None = None
     service_tier: Literal["auto"] | ServedTier | None = None
     """How urgent the answer is: `flex` is the job's priority `low`, `priority` is `high`, all else `normal`."""
     user: str | None = None
@@ -86,7 +101,31 @@ class ChatRequest(Spec):
             raise ValueError("`max_tokens` and `max_completion_tokens` name two limits; give one")
         if self.stream_options is not None and not self.stream:
             raise ValueError("`stream_options` needs `stream: true`")
+        if self.stream and self.logprobs:
+            raise ValueError("`logprobs` are told in whole answers only: ask without `stream`")
+        # What the parameters of the job refuse together, such as several choices at temperature 0.
+        try:
+            self.parameters()
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
         return self
+
+    def parameters(self) -> GenerationParameters:
+        """How the job generates its text."""
+        return GenerationParameters(
+            max_new_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=(self.stop,) if isinstance(self.stop, str) else self.stop or (),
+            n=self.n,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias or {},
+            logprobs=bool(self.logprobs),
+            top_logprobs=self.top_logprobs or 0,
+            response_format=self.response_format,
+        )
 
     @property
     def served_tier(self) -> ServedTier | None:
@@ -95,18 +134,11 @@ class ChatRequest(Spec):
 
     def spec(self) -> TextGenerationSpec:
         """The job that answers this request."""
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         return TextGenerationSpec(
             task="text-generation",
             model=self.model,
             inputs=tuple(message.message() for message in self.messages),
-            parameters=GenerationParameters(
-                max_new_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                seed=self.seed,
-                stop=stop,
-            ),
+            parameters=self.parameters(),
             stream=self.stream,
             priority=PRIORITY_OF_TIER[self.served_tier or "default"],
         )

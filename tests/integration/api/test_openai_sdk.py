@@ -72,6 +72,76 @@ def test_the_parameters_reach_the_job(sdk: openai.OpenAI, worker: StandInWorker)
     assert parameters["stop"] == ["###", "END"]
 
 
+def test_what_shapes_the_text_reaches_the_job_too(sdk: openai.OpenAI, worker: StandInWorker) -> None:
+    specs = []
+
+    def work(worker: StandInWorker) -> None:
+        claim = worker.take()
+        specs.append(claim.job.spec)
+        worker.succeed(claim, generated("{}"))
+
+    with worker.working(work):
+        sdk.chat.completions.create(
+            model=CHAT_MODEL,
+            messages=HELLO,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            logit_bias={"11": -100},
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
+            },
+        )
+    parameters = specs[0]["parameters"]
+    assert (parameters["presence_penalty"], parameters["frequency_penalty"]) == (0.5, -0.5)
+    assert parameters["logit_bias"] == {"11": -100.0}
+    assert parameters["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_several_choices_come_with_the_log_probabilities_of_their_tokens(
+    sdk: openai.OpenAI, worker: StandInWorker
+) -> None:
+    def text(word: str) -> dict[str, object]:
+        token = {"token": word, "id": 5, "logprob": -0.5, "bytes": list(word.encode())}
+        return {
+            "generated_text": word,
+            "finish_reason": "stop",
+            "completion_tokens": 1,
+            "logprobs": [{**token, "top_logprobs": [token]}],
+        }
+
+    result = {"choices": [text("yes"), text("no")], "prompt_tokens": 7, "completion_tokens": 2, "path": "engine"}
+    with worker.answering(result):
+        answer = sdk.chat.completions.create(
+            model=CHAT_MODEL, messages=HELLO, n=2, seed=1, logprobs=True, top_logprobs=1
+        )
+    assert [(choice.index, choice.message.content) for choice in answer.choices] == [(0, "yes"), (1, "no")]
+    logprobs = answer.choices[1].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    (told,) = logprobs.content
+    assert (told.token, told.logprob, told.bytes) == ("no", -0.5, [110, 111])
+    assert [top.token for top in told.top_logprobs] == ["no"]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 2
+
+
+def test_a_stream_of_several_choices_tells_them_apart(sdk: openai.OpenAI, worker: StandInWorker) -> None:
+    def work(worker: StandInWorker) -> None:
+        claim = worker.take()
+        for index, piece in ((0, "a"), (1, "x"), (0, "b"), (1, "y")):
+            worker.jobs.report(claim.job.id, claim.fence, [("tokens", {"text": piece, "index": index})])
+        texts = [{"generated_text": text, "finish_reason": "stop", "completion_tokens": 2} for text in ("ab", "xyz")]
+        worker.succeed(claim, {"choices": texts, "prompt_tokens": 7, "completion_tokens": 4, "path": "engine"})
+
+    written = ["", ""]
+    with worker.working(work):
+        for chunk in sdk.chat.completions.create(model=CHAT_MODEL, messages=HELLO, n=2, seed=1, stream=True):
+            for choice in chunk.choices:
+                written[choice.index] += choice.delta.content or ""
+    assert written == ["ab", "xyz"], "the end of the second is in the result only"
+
+
 def test_a_stream_gives_the_text_piece_by_piece(sdk: openai.OpenAI, worker: StandInWorker) -> None:
     with worker.answering(generated("Hello to you"), "Hello", " to", " you"):
         chunks = list(
@@ -173,8 +243,11 @@ def test_an_unknown_model_and_a_wrong_key_are_their_exceptions(sdk: openai.OpenA
     ("changes", "param", "said"),
     [
         ({"tools": []}, "tools", "unsupported parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported parameter"),
-        ({"n": 2}, "n", "1"),
+        ({"logprobs": True, "stream": True}, None, "without `stream`"),
+        ({"top_logprobs": 2}, None, "needs `logprobs"),
+        ({"n": 17}, "n", "16"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "100"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"temperature": 2.5}, "temperature", "2"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type", "'text'"),
