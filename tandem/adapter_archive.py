@@ -11,9 +11,10 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tandem.artifacts import CHUNK_BYTES
 from tandem.errors import InvalidRequest
 
+PIECE_BYTES = 2**20
+"""Unpacked at once."""
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_CONFIG_FILE = "config.json"
@@ -83,7 +84,7 @@ def unpack(archive: Path, folder: Path, *, limit: int) -> None:
         with zipfile.ZipFile(archive) as opened:
             for name, entry in _chosen(opened.infolist(), limit).items():
                 with opened.open(entry) as source, (folder / name).open("wb") as target:
-                    while chunk := source.read(CHUNK_BYTES):
+                    while chunk := source.read(PIECE_BYTES):
                         target.write(chunk)
     except BROKEN as error:
         raise _refusal(f"it is no whole zip file ({error})") from error

@@ -61,7 +61,7 @@ def test_a_folder_without_safetensors_is_refused_with_the_fix(loader: Loader, tm
     """Pickled weights are never loaded."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(InvalidModel, match=r"no \*\.safetensors in .*; run `make install`"):
-        loader.measure(entry("pickled", tmp_path))
+        loader.measure(entry("pickled", tmp_path), "text-generation")
 
 
 def test_a_broken_folder_is_the_models_error(loader: Loader, tmp_path: Path) -> None:
