@@ -136,6 +136,9 @@ class WorkerSettings(Settings):
     quantize: Literal["none", "int8"] = "none"
     """8-bit products of large linear layers on the CPU: faster from about a billion parameters on, with answers a
     little off."""
+    gpu_kernels: Literal["auto", "plain"] = "plain"
+    """`auto`: flash attention over slots and CUDA graphs, where a trial of them succeeds. Not yet run on a GPU, so
+    that plain operations are the default."""
     encoder_tokens: int = Field(default=4096, ge=64)
     """Tokens, padding included, of one encoder batch."""
     encoder_pixels: int = Field(default=3_211_264, ge=1024)

@@ -250,6 +250,7 @@ class Loader:
             kv_reuse=settings.kv_reuse,
             packed_linears=self._packs("text-generation"),
             quantize=settings.quantize == "int8",
+            gpu_kernels=settings.gpu_kernels == "auto",
         )
         loop = EngineLoop(engine, serving_turn=self._turns.serving)
         loop.start()

@@ -15,14 +15,14 @@ from worker.engine.adapters.bank import AdapterBank
 from worker.engine.counts import EngineCounts, Occupancy
 from worker.engine.forward import Forward
 from worker.engine.kv.attention import IMPLEMENTATION
-from worker.engine.kv.slots import KVSlots, kv_dtype
+from worker.engine.kv.choice import slots_for
 from worker.engine.linears.products import speed_up
 from worker.engine.preparation import Preparation
 from worker.engine.scheduling.adapter_slots import AdapterSlots
 from worker.engine.scheduling.scheduler import Admission, Scheduler
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine.sequence import FinishReason, Sequence
-from worker.engine.support import kv_shape, unsupported_reason
+from worker.engine.support import unsupported_reason
 from worker.engine.text.detokenizer import Detokenizer, Tokenizer
 from worker.engine.text.stop_strings import StopStrings
 from worker.engine.text.text_output import TextOutput
@@ -57,13 +57,14 @@ class Engine:
         kv_reuse: KVReuse = "owner",
         packed_linears: bool = True,
         quantize: bool = False,
+        gpu_kernels: bool = False,
     ) -> None:
         """Allocates `sequence_slots` slots of `slot_tokens` tokens; a step computes at most `step_tokens` rows.
 
         `adapter_slots` adapters of rank up to `adapter_rank` can be in use at the same time. `chunk_tokens` bounds
         the tokens of prompts in a step in which others decode: fewer make their texts come more evenly, more read
         prompts with less work in all. `packed_linears` makes copies of linear layers that a CPU multiplies faster,
-        and `quantize` has the large ones in 8 bits.
+        and `quantize` has the large ones in 8 bits. `gpu_kernels` tries flash attention and CUDA graphs on a GPU.
 
         Raises InvalidModel for a model that cannot be held, ValueError for sizes that do not fit together.
         """
@@ -98,13 +99,7 @@ class Engine:
         self._bank.take_over(model, head=model.get_output_embeddings())
         self.packed_bytes = speed_up(self._bank.linears, quantize=quantize) if packed_linears else 0
         """Of the copies that make linear layers faster, beside the model's own weights."""
-        self._kv = KVSlots(
-            kv_shape(model),
-            slots=sequence_slots,
-            slot_tokens=self.max_context,
-            dtype=kv_dtype(model),
-            device=model.device,
-        )
+        self._kv = slots_for(model, slots=sequence_slots, slot_tokens=self.max_context, gpu_kernels=gpu_kernels)
         self._preparation = Preparation(self._kv, self._bank, self.counts)
         self._forward = Forward(model, self._kv, self._bank)
 

@@ -1,13 +1,18 @@
 """Runs one planned step through the model: a plan of sequences in, each one's next token out."""
 
+from functools import partial
+
 import torch
 from transformers import PreTrainedModel
 
 from worker.engine.adapters.bank import BASE, AdapterBank
 from worker.engine.adapters.prefix import VirtualTokens
+from worker.engine.decode_graphs import DecodeGraphs, DecodeStep
 from worker.engine.kv.attention import over_slots
-from worker.engine.kv.layout import ChunkRows, SlotStep, decode_rows
+from worker.engine.kv.layout import ChunkRows, SlotStep, slot_step
 from worker.engine.kv.slots import KVSlots
+from worker.engine.kv.token_major import TokenMajorSlots
+from worker.engine.recording import Recording
 from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 from worker.engine.sequence import Sequence
 from worker.engine.tokens.sampler import Chosen, choose
@@ -21,6 +26,10 @@ class Forward:
         self._model = model
         self._kv = kv
         self._bank = bank
+        self._graphs: DecodeGraphs | None = None
+        if isinstance(kv, TokenMajorSlots) and kv.device.type == "cuda":
+            record = partial(Recording, memory=torch.cuda.graph_pool_handle())
+            self._graphs = DecodeGraphs(model, kv, bank, record=record)
 
     def run(self, plan: StepPlan) -> list[Chosen]:
         """Compute the plan's rows; returns one token for each of `plan.emitting`, in that order."""
@@ -40,15 +49,18 @@ class Forward:
             if chunk.completes_prompt:
                 emitting.append(len(tokens) - 1)
         slots = [sequence.slot for sequence in plan.decode if sequence.slot is not None]
-        decode = decode_rows(self._kv, slots, positions[: len(slots)]) if slots else None
-        step = SlotStep(self._kv, decode, tuple(chunks))
-        with self._bank.step(adapters, emitting, self._kv.device):
-            logits = self._logits(self._inputs(tokens, plan), positions, emitting, step)
+        logits = None
+        if self._graphs is not None and not chunks:
+            logits = self._graphs.run(DecodeStep(tokens, positions, slots, adapters))
+        if logits is None:
+            step = slot_step(self._kv, slots, positions[: len(slots)], tuple(chunks))
+            with self._bank.step(adapters, emitting, self._kv.device):
+                logits = self._logits(self._inputs(tokens, plan), positions, emitting, step)
         return choose(logits, [_sampling(sequence) for sequence in plan.emitting])
 
     def _inputs(self, tokens: list[int], plan: StepPlan) -> dict[str, torch.Tensor]:
         """The rows' token ids; their embeddings where an adapter brings some of its own."""
-        ids = torch.tensor([tokens], device=self._kv.device)
+        ids = torch.tensor([tokens]).to(self._kv.device, non_blocking=True)
         if not any(chunk.start < chunk.sequence.virtual_tokens for chunk in plan.chunks):
             return {"input_ids": ids}
         embeddings = self._model.get_input_embeddings()(ids)
@@ -60,7 +72,9 @@ class Forward:
                 prefix = chunk.sequence.adapter.prefix
                 assert isinstance(prefix, VirtualTokens), "a trained prefix of keys and values is never computed"
                 rows = slice(first, first + len(virtual))
-                embeddings[0, rows] = prefix.embeddings[virtual.start : virtual.stop].to(embeddings)
+                embeddings[0, rows] = prefix.embeddings[virtual.start : virtual.stop].to(
+                    embeddings, non_blocking=True
+                )
             first += chunk.end - chunk.start
         return {"inputs_embeds": embeddings}
 
@@ -72,9 +86,9 @@ class Forward:
         with over_slots(step):
             output = self._model(
                 **inputs,
-                position_ids=torch.tensor([positions], device=device),
+                position_ids=torch.tensor([positions]).to(device, non_blocking=True),
                 use_cache=False,
-                logits_to_keep=torch.tensor(emitting, dtype=torch.int64, device=device),
+                logits_to_keep=torch.tensor(emitting, dtype=torch.int64).to(device, non_blocking=True),
             )
         logits: torch.Tensor = output.logits[0]
         return logits

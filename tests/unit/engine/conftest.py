@@ -53,6 +53,7 @@ def crowd(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[..., Crowd]]:
             "step_tokens": 32,
             "adapter_slots": 4,
             "adapter_rank": 8,
+            "gpu_kernels": True,
         } | sizes
         engine = Engine(model, tokenizer, **sizes)
         made.append((engine, sizes["sequence_slots"]))

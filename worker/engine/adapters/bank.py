@@ -8,8 +8,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tandem.errors import InvalidRequest
+from worker.engine.adapters.grouped_update import GroupedRows, group_rows
 from worker.engine.adapters.linear import AdapterConv1D, AdapterLinear
 from worker.engine.adapters.linear_update import check_is_layer
+from worker.engine.adapters.slot_tables import Ranks
 from worker.engine.adapters.weights import AdapterWeights
 
 BASE = -1
@@ -26,8 +28,16 @@ class AdapterBank:
         """The layers that adapters may update, by their paths."""
         self.active: frozenset[int] = frozenset()
         """The adapter slots that rows of the current step use; empty outside a step."""
+        self.takes_any = False
+        """Whether the current step is recorded for later ones, whose rows may use any slots."""
+        self.scaled: set[int] = set()
+        """The adapter slots whose adapter scales features."""
+        self.paired_layers = 0
+        """Layers that have held a pair; it only grows."""
+        self._slots_of_rows: dict[bool, list[int]] = {}
+        self._groups: dict[bool, GroupedRows] = {}
         self._row_slots = self._head_slots = torch.empty(0, dtype=torch.int64)
-        self._masks: dict[tuple[int, int, bool], torch.Tensor] = {}
+        self._masks: dict[tuple[Ranks, bool], torch.Tensor] = {}
         self._runs: list[tuple[int, int]] = []
 
     def take_over(self, model: nn.Module, head: nn.Module | None) -> None:
@@ -65,6 +75,10 @@ class AdapterBank:
         """
         for path, linear in self.linears.items():
             linear.slots.put(slot, adapter.modules.get(path))
+        self.paired_layers = sum(linear.slots.has_pairs for linear in self.linears.values())
+        self.scaled.discard(slot)
+        if any(each.input_scale is not None or each.output_scale is not None for each in adapter.modules.values()):
+            self.scaled.add(slot)
 
     @contextmanager
     def step(self, row_slots: list[int], head_rows: list[int], device: torch.device) -> Iterator[None]:
@@ -74,14 +88,39 @@ class AdapterBank:
         """
         active = frozenset(row_slots) - {BASE}
         if active:
-            self._row_slots = torch.tensor(row_slots, device=device)
-            self._head_slots = torch.tensor([row_slots[row] for row in head_rows], device=device)
+            self._slots_of_rows = {False: row_slots, True: [row_slots[row] for row in head_rows]}
+            self._row_slots, self._head_slots = (
+                torch.tensor(slots).to(device, non_blocking=True) for slots in self._slots_of_rows.values()
+            )
         self.active = active
         try:
             yield
         finally:
             self.active = frozenset()
             self._masks.clear()
+            self._groups.clear()
+
+    @contextmanager
+    def any_slots(self, row_slots: torch.Tensor, groups: GroupedRows) -> Iterator[None]:
+        """For the forward inside, which is recorded, row i uses the slot that `row_slots[i]` holds in each replay.
+
+        Every table there is takes part, whatever it holds now. Each row makes logits. `groups` are the same rows.
+        """
+        self._row_slots = self._head_slots = row_slots
+        self._groups = {False: groups, True: groups}
+        self.active, self.takes_any = frozenset(range(self.slots)), True
+        try:
+            yield
+        finally:
+            self.active, self.takes_any = frozenset(), False
+            self._masks.clear()
+            self._groups.clear()
+
+    def groups(self, *, head: bool) -> GroupedRows:
+        """The current step's rows by their slots; `head`: those that make the logits."""
+        if head not in self._groups:
+            self._groups[head] = group_rows(self._slots_of_rows[head], self.slots, self._row_slots.device)
+        return self._groups[head]
 
     @contextmanager
     def step_in_runs(self, runs: list[tuple[int, int]]) -> Iterator[None]:
@@ -117,11 +156,14 @@ class AdapterBank:
         """[rows], int64: the slot of each row of the current step; `head`: of the rows that make the logits."""
         return self._head_slots if head else self._row_slots
 
-    def foreign(self, first: int, end: int, *, head: bool) -> torch.Tensor:
-        """[rows, (end - first) * rank], bool: True where a rank belongs to another adapter than the row's."""
-        key = (first, end, head)
+    def foreign(self, ranks: Ranks, *, head: bool) -> torch.Tensor:
+        """[rows, sum of the ranks], bool: True where a rank belongs to another adapter than the row's."""
+        key = (ranks, head)
         if key not in self._masks:
             row_slots = self.row_slots(head=head)
-            slots = torch.arange(first, end, device=row_slots.device).repeat_interleave(self.rank)
-            self._masks[key] = slots != row_slots[:, None]
+            if self.takes_any:  # made on the device: a replay would read the host's memory, which is gone by then
+                slots = torch.arange(self.slots, device=row_slots.device).repeat_interleave(self.rank)
+            else:
+                slots = torch.tensor([slot for slot, rank in ranks for _ in range(rank)])
+            self._masks[key] = slots.to(row_slots.device, non_blocking=True) != row_slots[:, None]
         return self._masks[key]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from worker.engine.adapters.grouped_update import grouping_fault, with_grouped_update
 from worker.engine.adapters.linear_update import LinearLayer, LinearUpdate, layer_sizes
 from worker.engine.adapters.slot_tables import PairTable, ScaleTable
 
@@ -31,8 +32,15 @@ class LayerSlots:
         self._pairs: PairTable | None = None
         self._input_scales: ScaleTable | None = None
         self._output_scales: ScaleTable | None = None
+        self._is_grouped = False
+        """Whether the pairs run as grouped products: found out by a trial when the first pair comes, on a GPU."""
         self.in_use = False
         """Whether any adapter has ever had an update for this layer: most adapters target a few layers only."""
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether any slot has ever held a pair."""
+        return self._pairs is not None
 
     def put(self, slot: int, update: LinearUpdate | None) -> None:
         """Copy an adapter's update into a slot in place of what was there; None empties it."""
@@ -63,25 +71,32 @@ class LayerSlots:
             rows = layer_input.reshape(-1, self._inputs)
             layer_input = self._input_scales.scaled(rows, row_slots).view(layer_input.shape)
         output = product(layer_input)
-        if self._pairs is not None and (slots := self._pairs.ranks.keys() & active):
-            output = self._with_pairs(layer_input, output, self._pairs, slots)
+        if self._pairs is not None:
+            slots = active if self._bank.takes_any else self._pairs.ranks.keys() & active
+            if slots:
+                output = self._with_pairs(layer_input, output, self._pairs, slots)
         if self._output_scales is not None and self._output_scales.filled & active:
             rows = output.view(-1, self._outputs)
             output = self._output_scales.scaled(rows, row_slots).view(output.shape)
         return output
 
     def _with_pairs(
-        self, layer_input: torch.Tensor, output: torch.Tensor, pairs: PairTable, slots: set[int]
+        self, layer_input: torch.Tensor, output: torch.Tensor, pairs: PairTable, slots: set[int] | frozenset[int]
     ) -> torch.Tensor:
         """All adapters of the step in one pair of products.
 
-        Each row is multiplied with the A of every slot in the span, and all but its own adapter's part is set to 0
-        before B. Setting, not multiplying: 0 * inf is NaN, and one adapter's overflow must not reach another's rows.
+        Each row is multiplied with the A of all of them, and all but its own adapter's part is set to 0 before B.
+        Setting, not multiplying: 0 * inf is NaN, and one adapter's overflow must not reach another's rows.
         """
-        ranks = pairs.span(slots)
-        low = torch.mm(layer_input.reshape(-1, self._inputs), pairs.a[ranks].t())
-        low.masked_fill_(self._bank.foreign(min(slots), max(slots) + 1, head=self._is_head), 0)
-        return torch.addmm(output.view(-1, self._outputs), low, pairs.b[ranks]).view(output.shape)
+        if self._is_grouped:
+            rows, groups = layer_input.reshape(-1, self._inputs), self._bank.groups(head=self._is_head)
+            return with_grouped_update(rows, output.view(-1, self._outputs), pairs.a, pairs.b, groups).view(
+                output.shape
+            )
+        joined = pairs.whole() if self._bank.takes_any else pairs.joined(slots)
+        low = torch.mm(layer_input.reshape(-1, self._inputs), joined.a.t())
+        low.masked_fill_(self._bank.foreign(joined.ranks, head=self._is_head), 0)
+        return torch.addmm(output.view(-1, self._outputs), low, joined.b).view(output.shape)
 
     def _adapted_in_runs(self, layer_input: torch.Tensor, product: Product) -> torch.Tensor:
         """Each adapter's update for its own run of rows: no other adapter's rank costs anything there."""
@@ -97,14 +112,16 @@ class LayerSlots:
         flat = output.view(-1, self._outputs)
         for slot, run in runs:
             if self._pairs is not None and slot in self._pairs.ranks:
-                ranks = self._pairs.span({slot})
-                flat[run].addmm_(torch.mm(rows[run], self._pairs.a[ranks].t()), self._pairs.b[ranks])
+                own = self._pairs.own(slot)
+                flat[run].addmm_(torch.mm(rows[run], self._pairs.a[own].t()), self._pairs.b[own])
             if self._output_scales is not None and slot in self._output_scales.filled:
                 flat[run] = self._output_scales.scaled(flat[run], slot)
         return output
 
     def _new_pairs(self) -> PairTable:
         weight = self._layer.weight
+        fault = grouping_fault(weight.dtype, weight.device, self._bank.rank, self._inputs, self._outputs)
+        self._is_grouped = fault is None
         return PairTable(
             slots=self._bank.slots,
             rank=self._bank.rank,

@@ -1,6 +1,23 @@
 """One linear layer's adapter slots as tensors, which every row of a step looks into by its slot."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import torch
+
+Ranks = tuple[tuple[int, int], ...]
+"""Slots with their ranks, in the order in which they stand side by side."""
+
+
+@dataclass(frozen=True)
+class JoinedPairs:
+    """The pairs of some slots side by side, without the rows that lower ranks leave over."""
+
+    a: torch.Tensor
+    """[ranks of all, inputs]"""
+    b: torch.Tensor
+    """[ranks of all, outputs]"""
+    ranks: Ranks
 
 
 class PairTable:
@@ -18,6 +35,8 @@ class PairTable:
         self.rank = rank
         self.ranks: dict[int, int] = {}
         """The rank of each slot that has a pair."""
+        self._joined: JoinedPairs | None = None
+        """Of the slots that were asked for last: a step's adapters are mostly those of the step before."""
 
     def put(self, slot: int, a: torch.Tensor, b: torch.Tensor) -> None:
         """Copy a pair, [rank, inputs] and [rank, outputs], in place of what was there."""
@@ -26,15 +45,32 @@ class PairTable:
         self.b[first:end].copy_(b, non_blocking=True)
         self._zero(end, first + self.ranks.get(slot, 0))
         self.ranks[slot] = len(a)
+        self._joined = None
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         first = slot * self.rank
         self._zero(first, first + self.ranks.pop(slot, 0))
+        self._joined = None
 
-    def span(self, slots: set[int] | frozenset[int]) -> slice:
-        """The rows from the first of these slots to the last."""
-        return slice(min(slots) * self.rank, (max(slots) + 1) * self.rank)
+    def own(self, slot: int) -> slice:
+        """The rows of a slot that has a pair."""
+        return slice(slot * self.rank, slot * self.rank + self.ranks[slot])
+
+    def joined(self, slots: Collection[int]) -> JoinedPairs:
+        """The pairs of these slots; they are copied together when the slots are others than the last time."""
+        ranks = tuple((slot, self.ranks[slot]) for slot in sorted(slots))
+        if self._joined is None or self._joined.ranks != ranks:
+            rows = [self.own(slot) for slot, _ in ranks]
+            self._joined = JoinedPairs(
+                torch.cat([self.a[own] for own in rows]), torch.cat([self.b[own] for own in rows]), ranks
+            )
+        return self._joined
+
+    def whole(self) -> JoinedPairs:
+        """All slots, those included that hold nothing now: the same tensors, whatever is put into them."""
+        slots = range(len(self.a) // self.rank)
+        return JoinedPairs(self.a, self.b, tuple((slot, self.rank) for slot in slots))
 
     def _zero(self, first: int, end: int) -> None:
         if first < end:

@@ -16,6 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker.engine.kv.layout import ChunkRows, DecodeRows, SlotStep, first_seen
 from worker.engine.kv.slots import KVSlots
+from worker.engine.kv.token_major import TokenMajorSlots
+from worker.engine.kv.varlen_attention import attend
 
 IMPLEMENTATION = "tandem_slots"
 """The name under which transformers knows this attention."""
@@ -90,6 +92,14 @@ def slot_attention(
         softcap=softcap,
         sinks=None if s_aux is None else s_aux.view(kv.shape.heads, -1),
     )
+    if slot_step.varlen is not None and rules.is_plain:
+        assert isinstance(kv, TokenMajorSlots)
+        attended = attend(
+            kv, layer, slot_step.varlen, query[0], key[0], value[0], window=sliding_window, scale=rules.scale
+        )
+        return attended.unsqueeze(0), None
+    if slot_step.decode is None and not slot_step.chunks:
+        raise RuntimeError("capped scores and sinks are not for a recorded step")
     output = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
     if slot_step.decode is not None:
         rows = slot_step.decode_rows

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 
 from worker.engine.kv.slots import KVSlots
+from worker.engine.kv.token_major import TokenMajorSlots
+from worker.engine.kv.varlen_attention import VarlenRows, varlen_rows
 
 
 def first_seen(position: int, window: int | None) -> int:
@@ -63,7 +65,9 @@ class DecodeRows:
         if max(firsts) > first:
             hidden |= positions < torch.tensor(firsts)[:, None]
         mask = torch.zeros(hidden.shape, dtype=kv.dtype).masked_fill_(hidden, float("-inf"))
-        return SeenSpan(first, mask.to(kv.device).repeat_interleave(kv.shape.heads, dim=0)[:, None, :])
+        return SeenSpan(
+            first, mask.to(kv.device, non_blocking=True).repeat_interleave(kv.shape.heads, dim=0)[:, None, :]
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class ChunkRows:
             seen = keys <= torch.arange(self.start, self.stop)[:, None]
             if firsts[-1] > firsts[0]:
                 seen &= keys >= torch.tensor(firsts)[:, None]
-            self.masks[window] = seen.to(device)
+            self.masks[window] = seen.to(device, non_blocking=True)
         return self.masks[window]
 
 
@@ -105,6 +109,8 @@ class SlotStep:
     kv: KVSlots
     decode: DecodeRows | None
     chunks: tuple[ChunkRows, ...]
+    varlen: VarlenRows | None = None
+    """All rows as flash attention takes them, where it is used; a recorded step has nothing else."""
 
     @property
     def decode_rows(self) -> int:
@@ -120,10 +126,17 @@ def decode_rows(kv: KVSlots, slots: list[int], positions: list[int]) -> DecodeRo
     for slot, position in zip(slots, positions, strict=True):
         last_seen[slot - first] = position
     return DecodeRows(
-        slots=torch.tensor(slots, device=kv.device),
-        positions=torch.tensor(positions, device=kv.device),
+        slots=torch.tensor(slots).to(kv.device, non_blocking=True),
+        positions=torch.tensor(positions).to(kv.device, non_blocking=True),
         first_slot=first,
         end_slot=end,
         last_seen=tuple(last_seen),
         used=used,
     )
+
+
+def slot_step(kv: KVSlots, slots: list[int], positions: list[int], chunks: tuple[ChunkRows, ...]) -> SlotStep:
+    """The layout of a forward: decoding rows, whose slots must be ascending, and chunks behind them."""
+    decode = decode_rows(kv, slots, positions) if slots else None
+    varlen = varlen_rows(kv, slots, positions, chunks) if isinstance(kv, TokenMajorSlots) else None
+    return SlotStep(kv, decode, chunks, varlen)
