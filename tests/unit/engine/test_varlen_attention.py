@@ -89,4 +89,7 @@ def test_both_kinds_of_slots_are_written_parked_and_copied_alike() -> None:
 
 def test_slots_on_a_cpu_stay_as_they_are() -> None:
     """The layout for the kernel would make plain decoding copy the slots in each step."""
-    assert type(choice.slots_for(build_model(FAMILIES["llama"]()), slots=2, slot_tokens=256, gpu_kernels=True)) is KVSlots
+    assert (
+        type(choice.slots_for(build_model(FAMILIES["llama"]()), slots=2, slot_tokens=256, gpu_kernels=True))
+        is KVSlots
+    )
