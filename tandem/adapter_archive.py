@@ -12,13 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from tandem.errors import InvalidRequest
+from tandem.specs.peft_config import CONFIG_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
 
 PIECE_BYTES = 2**20
 """Unpacked at once."""
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-MODEL_CONFIG_FILE = "config.json"
-"""The trained model's config, which tells what a head is built of and its labels."""
 TAKEN = (CONFIG_FILE, WEIGHTS_FILE, MODEL_CONFIG_FILE)
 IGNORED = frozenset(
     {

@@ -8,12 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tandem.adapter_archive import CONFIG_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
-from tandem.errors import InvalidRequest, UnsupportedTask
+from tandem.adapter_layers import CHANGES, LayerChange, refusal
+from tandem.errors import UnsupportedTask
 from tandem.safetensors_header import NotSafetensors, TensorInfo, read_header
 from tandem.specs.finetune import FineTuneTask
-from tandem.specs.methods import MAX_LORA_RANK, MAX_VIRTUAL_TOKENS
-from tandem.specs.peft_config import LINEAR_METHODS, MAX_QUOTED, PREFIX_METHODS, unserved
+from tandem.specs.methods import MAX_VIRTUAL_TOKENS
+from tandem.specs.peft_config import (
+    APART_METHODS,
+    CONFIG_FILE,
+    KEY_PREFIX,
+    LAYER_PARTS,
+    LINEAR_METHODS,
+    MAX_QUOTED,
+    MODEL_CONFIG_FILE,
+    PREFIX_METHODS,
+    SHARED_PARTS,
+    WEIGHTS_FILE,
+    unserved,
+)
 
 TASKS: dict[str | None, FineTuneTask] = {
     None: "text-generation",
@@ -26,31 +38,14 @@ TASKS: dict[str | None, FineTuneTask] = {
 HEAD_FIELDS = frozenset({"modules_to_save"})
 """Fields of an adapter with a head that say which parts of the head were trained; the weights' keys say the same."""
 
-KEY_PREFIX = "base_model.model."
-"""PEFT's wrappers around the model, which stand before every module's path in the weights' keys."""
 PROMPT_KEY = "prompt_embeddings"
 COPIED_BASE = ".base_layer.weight"
 """What PEFT saves of the base beside an adapter of its head; the worker compares it with the base's own."""
-LAYER_KEY = re.compile(
-    re.escape(KEY_PREFIX) + r"(?P<path>.+)\.(?P<part>lora_[AB](?:\.weight)?|lora_E|lora_magnitude_vector|ia3_l)"
-)
-PARTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "LORA": (frozenset({"lora_A.weight", "lora_B.weight"}), frozenset({"lora_magnitude_vector"})),
-    "ADALORA": (frozenset({"lora_A", "lora_B", "lora_E"}), frozenset()),
-    "IA3": (frozenset({"ia3_l"}), frozenset()),
-}
-"""Kind → the tensors that it has for every layer, and those that it may have besides."""
+_PARTS = sorted({part for needed, allowed in LAYER_PARTS.values() for part in needed | allowed})
+LAYER_KEY = re.compile(rf"{re.escape(KEY_PREFIX)}(?P<path>.+)\.(?P<part>{'|'.join(map(re.escape, _PARTS))})")
+SCALES = {"LORA": "lora_alpha", "ADALORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+"""Kind → the config's number that scales its updates."""
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-
-
-@dataclass(frozen=True, slots=True)
-class LayerChange:
-    """An adapter's weights for one linear layer; a size that they do not tell is None."""
-
-    in_features: int | None
-    out_features: int | None
-    rank: int = 0
-    """0 for factors, which have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +105,6 @@ def read_contents(folder: Path) -> AdapterContents:
     return AdapterContents(peft_type, task, layers, labels=labels, model_type=model_type)
 
 
-def refusal(reason: str) -> InvalidRequest:
-    """The error of an adapter whose files cannot be served."""
-    return InvalidRequest(f"the adapter cannot be served: {reason}", param="file")
-
-
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
@@ -128,7 +118,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 def _check_config(config: Mapping[str, Any], task: FineTuneTask) -> None:
     """Raise InvalidRequest for a kind or an option that is not served; virtual tokens are for language models."""
     if task == "text-generation":
-        reason = unserved(config, methods={**LINEAR_METHODS, **PREFIX_METHODS})
+        reason = unserved(config, methods={**LINEAR_METHODS, **APART_METHODS, **PREFIX_METHODS})
     else:
         reason = unserved(config, methods=LINEAR_METHODS, also_served=HEAD_FIELDS)
     if reason is not None:
@@ -165,13 +155,17 @@ def _layers(
     parts: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, tensor in tensors.items():
         match = LAYER_KEY.fullmatch(key)
+        if key in SHARED_PARTS.get(peft_type, ()):
+            continue
         if match is not None:
             parts.setdefault(match["path"], {})[match["part"]] = tensor.shape
         elif not key.startswith(KEY_PREFIX) or not (has_head or key.endswith(COPIED_BASE)):
             raise refusal(f"{WEIGHTS_FILE} has the unknown key {key[:MAX_QUOTED]}")
     if not parts and not has_head:
         raise refusal(f"{WEIGHTS_FILE} holds no weights of a {peft_type} adapter")
-    needed, allowed = PARTS[peft_type]
+    if missing := SHARED_PARTS.get(peft_type, frozenset()) - tensors.keys():
+        raise refusal(f"{WEIGHTS_FILE} lacks {', '.join(sorted(missing))}: save it with save_projection=True")
+    needed, allowed = LAYER_PARTS[peft_type]
     changes = {}
     for path, shapes in parts.items():
         if not needed <= shapes.keys() <= needed | allowed:
@@ -179,40 +173,18 @@ def _layers(
                 f"{path[:MAX_QUOTED]} has {', '.join(sorted(shapes))}; a {peft_type} adapter has "
                 f"{', '.join(sorted(needed))} for each layer"
             )
-        changes[path] = _factors(path, shapes) if peft_type == "IA3" else _low_rank(path, shapes)
+        changes[path] = CHANGES[peft_type](path, shapes)
     _check_settings(peft_type, config, changes)
     return changes
 
 
-def _factors(path: str, shapes: Mapping[str, tuple[int, ...]]) -> LayerChange:
-    """(IA)³ (Liu et al. 2022): [1, in] for a feed-forward layer's inputs, [out, 1] for another's outputs."""
-    shape = shapes["ia3_l"]
-    if len(shape) != 2 or 1 not in shape:
-        raise refusal(f"ia3_l of {path[:MAX_QUOTED]} has the shape {shape}; it must be [1, in] or [out, 1]")
-    return LayerChange(None, shape[0]) if shape[1] == 1 else LayerChange(shape[1], None)
-
-
-def _low_rank(path: str, shapes: Mapping[str, tuple[int, ...]]) -> LayerChange:
-    """A [rank, in] and B [out, rank]; E [rank, 1] of AdaLoRA, the outputs' magnitudes [out] of DoRA."""
-    a, b = (shapes.get(f"lora_{name}.weight") or shapes.get(f"lora_{name}") or () for name in "AB")
-    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or min(*a, *b) < 1:
-        raise refusal(f"lora_A and lora_B of {path[:MAX_QUOTED]} have the shapes {a} and {b}, which do not fit")
-    rank, in_features, out_features = a[0], a[1], b[0]
-    if rank > MAX_LORA_RANK:
-        raise refusal(f"rank {rank} of {path[:MAX_QUOTED]} is above the limit of {MAX_LORA_RANK}")
-    for name, expected in (("lora_E", (rank, 1)), ("lora_magnitude_vector", (out_features,))):
-        if shapes.get(name, expected) != expected:
-            raise refusal(f"{name} of {path[:MAX_QUOTED]} has the shape {shapes[name]}; it must be {expected}")
-    return LayerChange(in_features, out_features, rank)
-
-
 def _check_settings(peft_type: str, config: Mapping[str, Any], layers: Mapping[str, LayerChange]) -> None:
     """What scales the low-rank updates; patterns for single layers are the worker's to read."""
-    if peft_type == "IA3":
+    if peft_type not in SCALES:
         return
-    alpha = config.get("lora_alpha")
+    alpha = config.get(SCALES[peft_type])
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise refusal(f"lora_alpha in {CONFIG_FILE} is {_quoted(alpha)}; it must be a number")
+        raise refusal(f"{SCALES[peft_type]} in {CONFIG_FILE} is {_quoted(alpha)}; it must be a number")
     if peft_type == "LORA" and not config.get("rank_pattern"):
         for path, layer in layers.items():
             if config.get("r") != layer.rank:

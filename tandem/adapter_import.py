@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tandem.adapter_archive import MODEL_CONFIG_FILE, unpack
-from tandem.adapter_contents import AdapterContents, LayerChange, VirtualTokens, read_contents
+from tandem.adapter_archive import unpack
+from tandem.adapter_contents import AdapterContents, VirtualTokens, read_contents
+from tandem.adapter_layers import LayerChange
 from tandem.adapters import AdapterManifest, Checked, ImportedMethod, adapter_id
 from tandem.catalogue import CatalogueEntry
 from tandem.errors import AdapterMismatch, Conflict, InvalidModel, InvalidRequest, UnsupportedTask
@@ -25,7 +26,7 @@ from tandem.safetensors_header import NotSafetensors, read_header
 from tandem.services import Services
 from tandem.specs.base import SUFFIX_PATTERN, FileId, Name, Spec
 from tandem.specs.finetune import RESIDENT_TASK
-from tandem.specs.peft_config import MAX_QUOTED
+from tandem.specs.peft_config import MAX_QUOTED, MODEL_CONFIG_FILE
 
 PURPOSE = "adapter"
 """Of a file that is to become an adapter."""

@@ -2,13 +2,17 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import TypeAliasType
 
 from tandem.specs.base import MAX_INPUT_CHARACTERS, Spec
 
 MAX_LORA_RANK = 256
 """LoRA rank: beyond it the adapter bank's memory grows without measured gain."""
+MAX_VERA_RANK = 4096
+"""Rank of VeRA's random matrices, which train nothing: the paper has up to 1,024."""
+MAX_OFT_BLOCK = 1024
+"""Inputs in one rotation: its training inverts a matrix of this size for every block."""
 MAX_TARGETS = 64
 """Names of layers in one method: no model has so many kinds of them."""
 MAX_VIRTUAL_TOKENS = 512
@@ -36,6 +40,116 @@ class LoraMethod(Spec):
     use_dora: bool = False
     """Train the length of each output's weights apart from their direction (DoRA, Liu et al. 2024). Each step has to
     measure the adapted weights, so steps take longer."""
+
+
+class AdaLoraMethod(Spec):
+    """AdaLoRA (Zhang et al. 2023): LoRA whose ranks are shared out among the layers while it trains.
+
+    Every layer begins with `init_r`. Between `tinit` steps from the start and `tfinal` from the end, the ranks that
+    matter least are taken away, until the layers have `target_r` on average.
+    """
+
+    type: Literal["adalora"]
+    init_r: int = Field(default=12, ge=1, le=MAX_LORA_RANK)
+    target_r: int = Field(default=8, ge=1, le=MAX_LORA_RANK)
+    alpha: float = Field(default=16.0, gt=0.0, le=4096.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    tinit: int = Field(default=0, ge=0)
+    """Optimizer steps at the start before any rank is taken away."""
+    tfinal: int = Field(default=0, ge=0)
+    """Optimizer steps at the end in which the ranks stay as they are."""
+    delta_t: int = Field(default=1, ge=1)
+    """Optimizer steps between two allocations (PEFT's `deltaT`)."""
+    beta1: float = Field(default=0.85, gt=0.0, lt=1.0)
+    """Of the running mean of a rank's sensitivity."""
+    beta2: float = Field(default=0.85, gt=0.0, lt=1.0)
+    """Of the running mean of that sensitivity's uncertainty."""
+    orth_reg_weight: float = Field(default=0.5, gt=0.0, le=1000.0)
+    """How much it costs, in the loss, that the singular vectors are not orthogonal."""
+    target_modules: LayerNames | None = None
+    """Names of the linear layers to adapt; None takes PEFT's choice for the model."""
+
+    @model_validator(mode="after")
+    def _ranks_become_fewer(self) -> Self:
+        if self.target_r > self.init_r:
+            raise ValueError(f"`target_r` is {self.target_r}, above `init_r` ({self.init_r}): ranks only fall")
+        return self
+
+
+class LohaMethod(Spec):
+    """LoHa (Hyeon-Woo et al. 2022, LyCORIS): a Hadamard product of two low-rank updates, of rank up to r² in all."""
+
+    type: Literal["loha"]
+    r: int = Field(default=8, ge=1, le=MAX_LORA_RANK)
+    alpha: float = Field(default=8.0, gt=0.0, le=4096.0)
+    rank_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Chance that an output of the update is left out, in training."""
+    module_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Chance that a layer's update is left out, in training."""
+    target_modules: LayerNames | None = None
+    """Names of the linear layers to adapt; None takes PEFT's choice of LoRA for the model."""
+
+
+class LokrMethod(Spec):
+    """LoKr (LyCORIS, Yeh et al. 2024): the Kronecker product of a small matrix and a larger one of rank `r`."""
+
+    type: Literal["lokr"]
+    r: int = Field(default=8, ge=1, le=MAX_LORA_RANK)
+    alpha: float = Field(default=8.0, gt=0.0, le=4096.0)
+    decompose_both: bool = False
+    """Give the small matrix the rank `r` as well."""
+    decompose_factor: int = Field(default=-1, ge=-1)
+    """The small matrix's size; -1 makes the two as equal in size as the layer's sizes allow."""
+    rank_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Chance that an output of the update is left out, in training."""
+    module_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Chance that a layer's update is left out, in training."""
+    target_modules: LayerNames | None = None
+    """Names of the linear layers to adapt; None takes PEFT's choice of LoRA for the model."""
+
+    @field_validator("decompose_factor")
+    @classmethod
+    def _is_a_size(cls, factor: int) -> int:
+        if factor == 0:
+            raise ValueError("a matrix has at least one row: use 1 or more, or -1 to leave the choice to PEFT")
+        return factor
+
+
+class VeraMethod(Spec):
+    """VeRA (Kopiczko et al. 2024): one pair of random matrices for all layers, and two trained vectors for each.
+
+    It trains some hundred numbers a layer, and needs a learning rate 10 times LoRA's.
+    """
+
+    type: Literal["vera"]
+    r: int = Field(default=256, ge=1, le=MAX_VERA_RANK)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    d_initial: float = Field(default=0.1, gt=0.0, le=10.0)
+    """What the trained vector between the two matrices is at first."""
+    projection_prng_key: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the random matrices. They are published with the adapter, so that it does not depend on torch's."""
+    target_modules: LayerNames | None = None
+    """Names of the linear layers to adapt; None takes PEFT's choice for the model."""
+
+
+class OftMethod(Spec):
+    """Orthogonal fine-tuning (Qiu et al. 2023): each layer's inputs are rotated, in blocks, by trained rotations.
+
+    A rotation is no sum of low rank: such adapters are served apart from the batch.
+    """
+
+    type: Literal["oft"]
+    oft_block_size: int = Field(default=32, ge=2, le=MAX_OFT_BLOCK)
+    """Inputs that are rotated together; it must divide each layer's number of them."""
+    module_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Chance that a block is not rotated, in training."""
+    coft: bool = False
+    """Keep the rotations small (constrained OFT): within `eps`."""
+    eps: float = Field(default=6e-5, gt=0.0, le=1.0)
+    block_share: bool = False
+    """One rotation for all blocks of a layer."""
+    target_modules: LayerNames | None = None
+    """Names of the linear layers to adapt; None takes PEFT's choice for the model."""
 
 
 class Ia3Method(Spec):
@@ -131,9 +245,20 @@ class PTuningMethod(PromptLearningMethod):
 
 
 # Only LoRA's `type` has a default. A job's record leaves out what is a default: of the others it keeps the type.
-AnyMethod = LoraMethod | Ia3Method | PrefixTuningMethod | PromptTuningMethod | PTuningMethod
+AnyMethod = (
+    LoraMethod
+    | AdaLoraMethod
+    | LohaMethod
+    | LokrMethod
+    | VeraMethod
+    | OftMethod
+    | Ia3Method
+    | PrefixTuningMethod
+    | PromptTuningMethod
+    | PTuningMethod
+)
 
-METHODS = ("lora", "ia3", "prefix-tuning", "prompt-tuning", "p-tuning")
+METHODS = ("lora", "adalora", "loha", "lokr", "vera", "oft", "ia3", "prefix-tuning", "prompt-tuning", "p-tuning")
 """Their types."""
 
 

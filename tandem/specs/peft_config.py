@@ -1,14 +1,47 @@
-"""Which adapters of PEFT are served, by the fields of their adapter_config.json."""
+"""PEFT's folder of an adapter: its files, its keys, and which are served by the fields of adapter_config.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MODEL_CONFIG_FILE = "config.json"
+"""Of the model that was trained, beside the other two where the adapter brings a head: what the head is built of, and
+what its outputs mean."""
+KEY_PREFIX = "base_model.model."
+"""PEFT's wrappers around the model, which stand before every module's path in the weights' keys."""
+
 LINEAR_METHODS: dict[str, frozenset[str]] = {
     "LORA": frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}),
     "ADALORA": frozenset({"init_r", "lora_alpha", "rank_pattern"}),
+    "LOHA": frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"}),
+    "LOKR": frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"}),
+    "VERA": frozenset({"r", "save_projection"}),
     "IA3": frozenset(),
 }
-"""PEFT's methods that update linear layers, with the config's fields that their reading acts on."""
+"""PEFT's methods that update linear layers by sums or factors, with the config's fields that their reading acts on."""
+
+APART_METHODS: dict[str, frozenset[str]] = {
+    "OFT": frozenset({"oft_block_size", "block_share", "coft", "eps", "use_cayley_neumann"}),
+}
+"""PEFT's methods that no batch of several adapters holds: PEFT itself runs them, with the fields that it acts on."""
+
+LAYER_PARTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "LORA": (frozenset({"lora_A.weight", "lora_B.weight"}), frozenset({"lora_magnitude_vector"})),
+    "ADALORA": (frozenset({"lora_A", "lora_B", "lora_E"}), frozenset()),
+    "LOHA": (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset()),
+    "LOKR": (
+        frozenset(),
+        frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
+    ),
+    "VERA": (frozenset({"vera_lambda_b", "vera_lambda_d"}), frozenset()),
+    "IA3": (frozenset({"ia3_l"}), frozenset()),
+    "OFT": (frozenset({"oft_R.weight"}), frozenset()),
+}
+"""Kind → the tensors that it has for every layer, and those that it may have besides: the ends of the keys."""
+
+SHARED_PARTS: dict[str, frozenset[str]] = {"VERA": frozenset({"base_model.vera_A", "base_model.vera_B"})}
+"""Kind → the keys of tensors that all layers share."""
 
 _OF_THE_MODEL = frozenset(
     {"num_virtual_tokens", "num_transformer_submodules", "token_dim", "num_layers", "num_attention_heads"}
@@ -47,6 +80,17 @@ NEUTRAL_FIELDS = frozenset(
         "revision",
         "target_modules",
         "task_type",
+        # VeRA's and OFT's beginnings, and what acts in training only.
+        "d_initial",
+        "decompose_both",
+        "decompose_factor",
+        "module_dropout",
+        "num_cayley_neumann_terms",
+        "projection_prng_key",
+        "rank_dropout",
+        "rank_dropout_scale",
+        "use_effective_conv2d",
+        "vera_dropout",
         # AdaLoRA's schedule. Its `r` is not read: the rank starts at init_r.
         "r",
         "target_r",

@@ -9,10 +9,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from tandem.errors import UnsupportedTask
 from tandem.specs import MAX_LORA_RANK
-from tandem.specs.peft_config import LINEAR_METHODS
+from tandem.specs.peft_config import KEY_PREFIX, LINEAR_METHODS, MODEL_CONFIG_FILE
 from worker.encoders.adapter_heads import BodyStandIn, headed_model, load_head, put_stand_in
 from worker.engine.adapters.linear_update import linear_layers
-from worker.engine.adapters.peft_folder import KEY_PREFIX, read_config, read_tensors, refusal
+from worker.engine.adapters.peft_folder import read_config, read_tensors, refusal
 from worker.engine.adapters.peft_updates import is_of_a_layer, linear_updates
 from worker.engine.adapters.weights import AdapterWeights
 
@@ -25,9 +25,6 @@ TASKS = {
 
 HEAD_FIELDS = frozenset({"modules_to_save"})
 """Fields of adapter_config.json that say which parts of the head were trained; the weights' keys say the same."""
-
-MODEL_CONFIG_FILE = "config.json"
-"""The trained model's config: labels and problem type, and what its head is built of."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tandem.errors import InvalidRequest
 from tandem.specs.methods import AnyMethod, PromptTuningMethod
+from tandem.specs.peft_config import CONFIG_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
 from worker.training.heads import head_names
 from worker.training.methods import peft_config
 from worker.training.objectives import Objective
@@ -63,12 +64,12 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as unfinished:
         # Nothing of the embedding is trained, so PEFT need not ask a hub whether the vocabulary has grown.
         model.save_pretrained(unfinished, save_embedding_layers=False)
-        config_file = Path(unfinished) / "adapter_config.json"
+        config_file = Path(unfinished) / CONFIG_FILE
         config = _in_order(json.loads(config_file.read_text()))
-        names = ["adapter_model.safetensors", "adapter_config.json"]
+        names = [WEIGHTS_FILE, CONFIG_FILE]
         if config.get("modules_to_save") is not None:
-            _save_model_config(cast("PreTrainedModel", model.get_base_model()), Path(unfinished) / "config.json")
-            names.append("config.json")
+            _save_model_config(cast("PreTrainedModel", model.get_base_model()), Path(unfinished) / MODEL_CONFIG_FILE)
+            names.append(MODEL_CONFIG_FILE)
         config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for name in names:
             (Path(unfinished) / name).replace(folder / name)

@@ -4,20 +4,45 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from peft.utils import (
+    TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_LOHA_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_LOKR_TARGET_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING,
 )
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tandem.errors import InvalidRequest
-from tandem.specs import LoraMethod
-from tandem.specs.methods import Ia3Method
+from tandem.specs.methods import (
+    AdaLoraMethod,
+    Ia3Method,
+    LohaMethod,
+    LokrMethod,
+    LoraMethod,
+    OftMethod,
+    VeraMethod,
+)
+
+UpdateMethod = LoraMethod | AdaLoraMethod | LohaMethod | LokrMethod | VeraMethod | OftMethod
+"""The methods that update linear layers as a whole."""
+
+PEFT_TARGETS: dict[type[UpdateMethod], Mapping[str, Sequence[str] | str]] = {
+    LoraMethod: TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AdaLoraMethod: TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING,
+    LohaMethod: TRANSFORMERS_MODELS_TO_LOHA_TARGET_MODULES_MAPPING,
+    LokrMethod: TRANSFORMERS_MODELS_TO_LOKR_TARGET_MODULES_MAPPING,
+    VeraMethod: TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING,
+    OftMethod: TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING,
+}
+"""PEFT's targets of each by a model's type."""
 
 
-def lora_targets(method: LoraMethod, model: PreTrainedModel, paths: Sequence[str]) -> list[str]:
+def update_targets(method: UpdateMethod, model: PreTrainedModel, paths: Sequence[str]) -> list[str]:
     """The targets that are named, else PEFT's for the model's type, else all linear layers of attention.
 
     `paths` are those of the layers to choose from. Raises InvalidRequest (param `method.target_modules`) when a name
@@ -25,7 +50,7 @@ def lora_targets(method: LoraMethod, model: PreTrainedModel, paths: Sequence[str
     """
     if method.target_modules is not None:
         return _named_targets(method.target_modules, paths)
-    chosen = _choice_of_peft(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, model, paths)
+    chosen = _choice_of_peft(PEFT_TARGETS[type(method)], model, paths)
     if chosen is None:
         chosen = sorted({_leaf(path) for path in paths if re.search(r"attn|attention", path.rpartition(".")[0])})
     if not chosen:
@@ -36,8 +61,8 @@ def lora_targets(method: LoraMethod, model: PreTrainedModel, paths: Sequence[str
 def ia3_targets(method: Ia3Method, model: PreTrainedModel, paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """The targets that are named, else PEFT's for the model's type; and those of them whose inputs are scaled.
 
-    Raises InvalidRequest as `lora_targets` does, also for a model whose type PEFT does not know: which of its layers
-    (IA)³ should scale, and on which side, nobody has tried.
+    Raises InvalidRequest as `update_targets` does, also for a model whose type PEFT does not know: which of its
+    layers (IA)³ should scale, and on which side, nobody has tried.
     """
     if method.target_modules is not None:
         targets: list[str] | None = _named_targets(method.target_modules, paths)
@@ -66,7 +91,7 @@ def linear_paths(model: PreTrainedModel, *, besides: Sequence[str] = ()) -> list
 def stored_transposed(model: PreTrainedModel, targets: Iterable[str]) -> bool:
     """Whether the targets are GPT-2's linears, whose weight is [in, out]: PEFT has to be told."""
     return any(
-        isinstance(module, Conv1D) and any(_names(target, path) for target in targets)
+        isinstance(module, Conv1D) and any(names(target, path) for target in targets)
         for path, module in model.named_modules()
     )
 
@@ -93,10 +118,10 @@ def _choice_of_peft(
 
 
 def _paths_of(target: str, paths: Iterable[str]) -> set[str]:
-    return {path for path in paths if _names(target, path)}
+    return {path for path in paths if names(target, path)}
 
 
-def _names(target: str, path: str) -> bool:
+def names(target: str, path: str) -> bool:
     """PEFT's rule: a target is a whole path, or its end after a dot."""
     return path == target or path.endswith(f".{target}")
 

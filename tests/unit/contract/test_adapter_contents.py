@@ -10,11 +10,15 @@ import torch
 from peft import (
     AdaLoraConfig,
     IA3Config,
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    OFTConfig,
     PeftConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    VeraConfig,
     get_peft_model,
 )
 from transformers import (
@@ -27,7 +31,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tandem.adapter_contents import LayerChange, VirtualTokens, read_contents
+from tandem.adapter_contents import VirtualTokens, read_contents
+from tandem.adapter_layers import LayerChange
 from tandem.errors import InvalidRequest, UnsupportedTask
 from tandem.specs import peft_config
 from tests.unit.contract.peft_folders import LORA_CONFIG, LORA_SHAPES, Q_PROJ, adapter_files, write
@@ -73,6 +78,11 @@ def saved(model: PreTrainedModel, config: PeftConfig, folder: Path) -> Path:
             AdaLoraConfig(init_r=6, target_r=3, total_step=9, target_modules=["k_proj"]),
             {K: LayerChange(WIDTH, KEYS, 6)},
         ),
+        (LoHaConfig(r=3, target_modules=["k_proj"]), {K: LayerChange(WIDTH, KEYS, 3)}),
+        (LoKrConfig(r=1, target_modules=["down_proj"]), {DOWN: LayerChange(INNER, WIDTH, 1)}),
+        (LoKrConfig(r=9, target_modules=["k_proj"]), {K: LayerChange(WIDTH, KEYS, 0)}),
+        (VeraConfig(r=5, target_modules=["k_proj"]), {K: LayerChange(None, KEYS, 5)}),
+        (OFTConfig(r=0, oft_block_size=4, target_modules=["k_proj"]), {K: LayerChange(None, None)}),
         (
             IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
             {K: LayerChange(None, KEYS), DOWN: LayerChange(INNER, None)},
@@ -151,7 +161,7 @@ def prompt(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "shapes", "reason"),
     [
-        (LORA_CONFIG | {"peft_type": "LOHA"}, LORA_SHAPES, "by adapter_config.json, peft_type is 'LOHA'; LORA"),
+        (LORA_CONFIG | {"peft_type": "HRA"}, LORA_SHAPES, "by adapter_config.json, peft_type is 'HRA'; LORA"),
         (LORA_CONFIG | {"peft_type": ["LORA"]}, LORA_SHAPES, r"peft_type is \['LORA'\]"),
         (LORA_CONFIG | {"lora_alpha": "8"}, LORA_SHAPES, "lora_alpha in adapter_config.json is '8'"),
         (LORA_CONFIG | {"lora_alpha": float("nan")}, LORA_SHAPES, "lora_alpha in adapter_config.json is nan"),
@@ -178,7 +188,7 @@ def prompt(**changes: Any) -> dict[str, Any]:
         (
             prompt(task_type="SEQ_CLS"),
             {"prompt_embeddings": (3, 16)},
-            "peft_type is 'PROMPT_TUNING'; LORA, ADALORA, IA3 are served",
+            "peft_type is 'PROMPT_TUNING'; LORA, ADALORA, LOHA, LOKR, VERA, IA3 are served",
         ),
     ],
 )
@@ -231,7 +241,7 @@ def test_a_config_without_a_task_is_a_language_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"peft_type": "LOHA"},
+        {"peft_type": "HRA"},
         {"lora_bias": True},
         {"use_qalora": True},
         {"bias": "all"},

@@ -24,7 +24,7 @@ def save_adapter(
             drawn = torch.randn(weight.shape, generator=random) * spread
             if "lora_magnitude_vector" in name or "ia3_l" in name:
                 weight.mul_(1 + drawn.to(weight))  # trained scales stay near what they begin with
-            elif "lora_" in name or "prompt_encoder" in name:
+            elif any(word in name for word in ("lora_", "hada_", "lokr_", "vera_lambda_", "prompt_encoder")):
                 weight.copy_(drawn)
     adapted.save_pretrained(folder)
     return adapted

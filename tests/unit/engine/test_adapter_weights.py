@@ -195,8 +195,8 @@ def test_the_bank_names_the_adapter_and_the_layer_that_does_not_fit(folder: Path
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; LORA, ADALORA, IA3, PREFIX_TUNING, .* are served"),
-        ({"peft_type": "VERA"}, "peft_type is 'VERA'"),
+        ({"peft_type": "HRA"}, "peft_type is 'HRA'; LORA, ADALORA, LOHA, LOKR, VERA, IA3, .* are served"),
+        ({"peft_type": "BOFT"}, "peft_type is 'BOFT'"),
         ({"peft_type": ["LORA"]}, "peft_type is \\['LORA'\\]"),
         ({"use_dora": True}, "use_dora is set to True"),
         ({"bias": "all"}, "bias is set to 'all'"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 from transformers.pytorch_utils import Conv1D
 
@@ -45,6 +45,8 @@ class Family:
     outputs: list[str]
     """Layers whose outputs it scales: some with a bias, where the model has biases."""
     options: dict[str, Any] = field(default_factory=dict)
+    is_transposed: bool = False
+    """PEFT's LoHa and LoKr take no Conv1D."""
 
     @property
     def methods(self) -> dict[str, dict[str, Any]]:
@@ -55,17 +57,31 @@ class Family:
             "dora": lora | {"use_dora": True},
             "rsdora": lora | {"r": 3, "use_dora": True, "use_rslora": True, "target_modules": self.outputs},
             "adalora": lora | {"method": AdaLoraConfig, "init_r": 6, "total_step": 9, "r": 8, "spread": 0.3},
+            "vera": {"method": VeraConfig, "r": 16, "spread": 0.3, "target_modules": lora["target_modules"]},
+            **({} if self.is_transposed else self.products),
             "ia3": {"method": IA3Config, "spread": 0.5, "feedforward_modules": self.inputs}
             | {"target_modules": lora["target_modules"]},
             "ia3-outputs": {"method": IA3Config, "spread": 0.5, "feedforward_modules": []}
             | {"target_modules": self.outputs},
         }
 
+    @property
+    def products(self) -> dict[str, dict[str, Any]]:
+        """Whole and factored matrices on either side of LoKr's product."""
+        every = {"target_modules": [*self.outputs, *self.inputs]}
+        lokr = {"method": LoKrConfig, "alpha": 3, "spread": 0.3, "target_modules": self.outputs}
+        return {
+            "loha": every | {"method": LoHaConfig, "r": 4, "alpha": 6, "spread": 0.4},
+            "lokr-whole": lokr | {"r": 8, "decompose_factor": 2},
+            "lokr-one": lokr | {"r": 2},
+            "lokr-both": lokr | {"r": 2, "decompose_both": True},
+        }
+
 
 FAMILIES = {
     "llama": Family(lambda: LlamaConfig(**SIZES), ["down_proj"], ["k_proj", "v_proj", "up_proj", "lm_head"]),
     "qwen2": Family(lambda: Qwen2Config(**SIZES), ["down_proj", "o_proj"], ["q_proj", "k_proj", "v_proj"]),
-    "gpt2": Family(gpt2, ["mlp.c_proj"], ["c_attn", "c_fc"]),
+    "gpt2": Family(gpt2, ["mlp.c_proj"], ["c_attn", "c_fc"], is_transposed=True),
 }
 
 
@@ -88,8 +104,8 @@ class Served:
     bank: AdapterBank
 
     @classmethod
-    def of(cls, model: PreTrainedModel, *, slots: int = 8) -> "Served":
-        bank = AdapterBank(slots=slots, rank=8)
+    def of(cls, model: PreTrainedModel, *, slots: int = 12) -> "Served":
+        bank = AdapterBank(slots=slots, rank=64)
         bank.take_over(model, head=model.get_output_embeddings())
         return cls(model, bank)
 
@@ -140,7 +156,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_each_row_equals_peft_alone(case: Case) -> None:
-    """LoRA, rsLoRA, DoRA, AdaLoRA and IA3 in one forward, beside the base."""
+    """LoRA, rsLoRA, DoRA, AdaLoRA, LoHa, LoKr, VeRA and IA3 in one forward, beside the base."""
     found = case.served.logits(case.prompts, case.load_all())
 
     for row, expected in zip(found, case.expected, strict=True):

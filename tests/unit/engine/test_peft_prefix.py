@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, PreTrainedModel
 
 from tandem.errors import AdapterMismatch, InvalidRequest
+from tandem.specs.peft_config import CONFIG_FILE, WEIGHTS_FILE
 from tests.unit.engine.adapter_folders import save_adapter
 from tests.unit.engine.tiny_models import FAMILIES, SIZES, build_model
-from worker.engine.adapters.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from worker.engine.adapters.prefix import PrefixKV, VirtualTokens
 from worker.engine.adapters.weights import read_adapter
 

@@ -9,12 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tandem.errors import InvalidRequest
-from tandem.specs.peft_config import unserved
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-KEY_PREFIX = "base_model.model."
-"""PEFT's wrappers around the model, which stand before every module's path in the weights' keys."""
+from tandem.specs.peft_config import CONFIG_FILE, WEIGHTS_FILE, unserved
 
 
 def refusal(adapter_id: str, reason: str) -> InvalidRequest:

@@ -8,7 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tandem.errors import AdapterMismatch
-from worker.engine.adapters.peft_folder import CONFIG_FILE, WEIGHTS_FILE, ready_to_copy, refusal
+from tandem.specs.peft_config import CONFIG_FILE, WEIGHTS_FILE
+from worker.engine.adapters.peft_folder import ready_to_copy, refusal
 from worker.engine.adapters.prefix import PrefixKV, VirtualTokens
 from worker.engine.support import kv_shape
 

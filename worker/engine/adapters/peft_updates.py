@@ -1,4 +1,4 @@
-"""Reads LoRA, DoRA, AdaLoRA and IA3 weights as PEFT stores them, as updates of linear layers."""
+"""Reads LoRA, DoRA, AdaLoRA, LoHa, LoKr, VeRA and IA3 weights as PEFT stores them, as updates of linear layers."""
 
 import math
 import re
@@ -9,18 +9,19 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from tandem.errors import AdapterMismatch
-from worker.engine.adapters.linear_update import LinearLayer, LinearUpdate, check_is_layer, check_sizes
-from worker.engine.adapters.peft_folder import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE, ready_to_copy, refusal
+from tandem.specs.peft_config import CONFIG_FILE, KEY_PREFIX, LAYER_PARTS, SHARED_PARTS, WEIGHTS_FILE
+from worker.engine.adapters.linear_update import (
+    LinearLayer,
+    LinearUpdate,
+    check_is_layer,
+    check_sizes,
+    layer_sizes,
+)
+from worker.engine.adapters.low_rank_factors import hadamard_pair, kronecker_pair, whole_as_pair
+from worker.engine.adapters.peft_folder import ready_to_copy, refusal
 
 Parts = dict[str, torch.Tensor]
 """One layer's tensors, by PEFT's names for them."""
-
-PARTS: dict[str, tuple[str, ...]] = {
-    "LORA": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
-    "ADALORA": ("lora_A", "lora_B", "lora_E"),
-    "IA3": ("ia3_l",),
-}
-"""PEFT's method → the names after a layer's path in the keys of its weights."""
 
 BASE_COPY = "base_layer.weight"
 """PEFT's name for a base weight that it saves beside an adapter of the model's head."""
@@ -61,17 +62,25 @@ def linear_updates(
 
 def is_of_a_layer(key: str) -> bool:
     """Whether a key of the weights belongs to an update of a linear layer."""
-    return any(key.endswith(f".{name}") for names in PARTS.values() for name in (*names, BASE_COPY))
+    if any(key in shared for shared in SHARED_PARTS.values()):
+        return True
+    names = {name for needed, allowed in LAYER_PARTS.values() for name in needed | allowed}
+    return any(key.endswith(f".{name}") for name in (*names, BASE_COPY))
 
 
 def _by_path(adapter_id: str, method: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Parts]:
-    names = "|".join(re.escape(name) for name in (*PARTS[method], BASE_COPY))
+    """Each layer's tensors; those that all share are among each one's, under their keys."""
+    needed, allowed = LAYER_PARTS[method]
+    names = "|".join(re.escape(name) for name in (*sorted(needed | allowed), BASE_COPY))
     by_path: dict[str, Parts] = {}
+    shared = {key: tensors[key] for key in SHARED_PARTS.get(method, ()) if key in tensors}
     for key, tensor in tensors.items():
+        if key in shared:
+            continue
         match = re.fullmatch(rf"{re.escape(KEY_PREFIX)}(.+)\.({names})", key)
         if match is None:
             raise refusal(adapter_id, f"{WEIGHTS_FILE} has the unknown key {key}")
-        by_path.setdefault(match[1], {})[match[2]] = tensor
+        by_path.setdefault(match[1], dict(shared))[match[2]] = tensor
     return by_path
 
 
@@ -118,6 +127,71 @@ def _adalora(adapter_id: str, path: str, parts: Parts, config: dict[str, Any], l
     return _low_rank(adapter_id, path, a.float() * singular.float(), b, scaling, layer)
 
 
+def _loha(adapter_id: str, path: str, parts: Parts, config: dict[str, Any], layer: LinearLayer) -> LinearUpdate:
+    """LoHa (Hyeon-Woo et al. 2022): (w1_a w1_b) * (w2_a w2_b), of which every product of two ranks is a rank."""
+    pairs = [_pair(adapter_id, path, parts, f"hada_{name}_a", f"hada_{name}_b") for name in ("w1", "w2")]
+    return _product(adapter_id, path, hadamard_pair(*pairs), config, layer)
+
+
+def _lokr(adapter_id: str, path: str, parts: Parts, config: dict[str, Any], layer: LinearLayer) -> LinearUpdate:
+    """LoKr (Yeh et al. 2024): the Kronecker product of w1 and w2, each whole or a product itself."""
+    pairs = [
+        whole_as_pair(_matrix(adapter_id, path, parts, f"lokr_{name}"))
+        if f"lokr_{name}" in parts
+        else _pair(adapter_id, path, parts, f"lokr_{name}_a", f"lokr_{name}_b")
+        for name in ("w1", "w2")
+    ]
+    return _product(adapter_id, path, kronecker_pair(*pairs), config, layer)
+
+
+def _vera(adapter_id: str, path: str, parts: Parts, _config: dict[str, Any], layer: LinearLayer) -> LinearUpdate:
+    """VeRA (Kopiczko et al. 2024): diag(lambda_b) B diag(lambda_d) A, of whose A and B each layer takes what fits."""
+    vectors = [parts.get(name) for name in ("vera_lambda_b", "vera_lambda_d")]
+    if any(key not in parts for key in SHARED_PARTS["VERA"]):
+        raise refusal(
+            adapter_id,
+            f"{WEIGHTS_FILE} lacks the random matrices (base_model.vera_A and vera_B): save it with "
+            "save_projection=True",
+        )
+    whole_a, whole_b = (_matrix(adapter_id, path, parts, f"base_model.vera_{name}") for name in "AB")
+    inputs, outputs = layer_sizes(layer)
+    a, b = whole_a[:, :inputs].float(), whole_b[:outputs].float()
+    of_outputs, of_ranks = vectors
+    if of_outputs is None or of_ranks is None or of_outputs.shape != (len(b),) or of_ranks.shape != (len(a),):
+        raise refusal(adapter_id, f"{path} needs a vera_lambda_b of {len(b)} and a vera_lambda_d of {len(a)} numbers")
+    a, b = a * of_ranks.float().unsqueeze(1), b * of_outputs.float().unsqueeze(1)
+    a, b = _matrices(adapter_id, path, a, b, layer)
+    return _low_rank(adapter_id, path, a, b, 1.0, layer)
+
+
+def _product(
+    adapter_id: str, path: str, pair: tuple[torch.Tensor, torch.Tensor], config: dict[str, Any], layer: LinearLayer
+) -> LinearUpdate:
+    """An update that LyCORIS' rule scales: alpha / r."""
+    b, a = pair
+    a, b = _matrices(adapter_id, path, a, b, layer)
+    rank = _setting(adapter_id, config, "rank_pattern", path, "r")
+    if type(rank) is not int or rank < 1:
+        raise refusal(adapter_id, f"r is {rank!r} for {path} in {CONFIG_FILE}; it must be at least 1")
+    alpha = _alpha(adapter_id, path, _setting(adapter_id, config, "alpha_pattern", path, "alpha"), "alpha")
+    return _low_rank(adapter_id, path, a, b, alpha / rank, layer)
+
+
+def _pair(adapter_id: str, path: str, parts: Parts, b: str, a: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two matrices whose product is one, in float32."""
+    left, right = _matrix(adapter_id, path, parts, b), _matrix(adapter_id, path, parts, a)
+    if left.shape[1] != right.shape[0]:
+        raise refusal(adapter_id, f"{b} and {a} of {path} have the shapes {left.shape} and {right.shape}")
+    return left, right
+
+
+def _matrix(adapter_id: str, path: str, parts: Parts, name: str) -> torch.Tensor:
+    matrix = parts.get(name)
+    if matrix is None or matrix.ndim != 2:
+        raise refusal(adapter_id, f"{path} needs a matrix {name}")
+    return matrix.float()
+
+
 def _ia3(adapter_id: str, path: str, parts: Parts, _config: dict[str, Any], layer: LinearLayer) -> LinearUpdate:
     """IA3's vector: [1, in_features] for a feed-forward layer's inputs, [out_features, 1] for another's outputs.
 
@@ -136,6 +210,9 @@ def _ia3(adapter_id: str, path: str, parts: Parts, _config: dict[str, Any], laye
 _READERS: dict[str, Callable[[str, str, Parts, dict[str, Any], LinearLayer], LinearUpdate]] = {
     "LORA": _lora,
     "ADALORA": _adalora,
+    "LOHA": _loha,
+    "LOKR": _lokr,
+    "VERA": _vera,
     "IA3": _ia3,
 }
 
@@ -200,9 +277,9 @@ def _scale(adapter_id: str, path: str, values: torch.Tensor, layer: LinearLayer)
     return ready_to_copy(adapter_id, path, values, torch.float32, pin=layer.weight.is_cuda)
 
 
-def _alpha(adapter_id: str, path: str, alpha: Any) -> float:
+def _alpha(adapter_id: str, path: str, alpha: Any, name: str = "lora_alpha") -> float:
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise refusal(adapter_id, f"lora_alpha is {alpha!r} for {path}; it must be a number")
+        raise refusal(adapter_id, f"{name} is {alpha!r} for {path}; it must be a number")
     return alpha
 
 

@@ -6,14 +6,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tandem.specs import MAX_LORA_RANK
-from tandem.specs.peft_config import LINEAR_METHODS, PREFIX_METHODS
+from tandem.specs.peft_config import LINEAR_METHODS, PREFIX_METHODS, WEIGHTS_FILE
 from worker.engine.adapters.linear_update import LinearUpdate, linear_layers
-from worker.engine.adapters.peft_folder import (
-    WEIGHTS_FILE,
-    read_config,
-    read_tensors,
-    refusal,
-)
+from worker.engine.adapters.peft_folder import read_config, read_tensors, refusal
 from worker.engine.adapters.peft_prefix import read_prefix
 from worker.engine.adapters.peft_updates import linear_updates
 from worker.engine.adapters.prefix import PrefixKV, VirtualTokens
