@@ -59,8 +59,10 @@ CMD ["tandem", "flower", "--address", "0.0.0.0"]
 FROM base AS worker
 # Spinning OpenMP threads slow a step 40 times as soon as a second process runs on the same cores.
 # hadolint takes the tokenizers' switch for a secret token.
+# The user has no home: without the folder, kernels would be compiled anew in every process.
 # hadolint ignore=DL3064
 ENV OMP_WAIT_POLICY=passive \
+    NUMBA_CACHE_DIR=/tmp/numba \
     TOKENIZERS_PARALLELISM=false
 # Reads documents for document-question-answering where a job brings no words of its own.
 # hadolint ignore=DL3008

@@ -74,7 +74,7 @@ def load_resident(**changes: Any) -> ResidentModel:
     `changes` are settings of the worker (`WorkerSettings`) by name, over those of this process.
     """
     settings = WorkerSettings.read().model_copy(update=changes)
-    loader = Loader(settings, CPU, Turns(settings.quantum_seconds), StallWatch(STALL_SECONDS, on_stall=_impossible))
+    loader = Loader(settings, CPU, Turns(), StallWatch(STALL_SECONDS, on_stall=_impossible))
     resident = loader.load(Catalogue.load(settings).get(MODEL), "text-generation")
     assert resident.engine is not None, "the engine holds Llama models"
     # Whoever measures makes the steps: the bare engine, without a thread's wake-ups.

@@ -14,6 +14,8 @@ from tandem.errors import AttemptStopped, InvalidModel, InvalidRequest, PromptTo
 from worker.engine.adapters.bank import AdapterBank
 from worker.engine.counts import EngineCounts, Occupancy
 from worker.engine.forward import Forward
+from worker.engine.kernels.choice import kernels_for
+from worker.engine.kernels.use import take_kernels
 from worker.engine.kv.attention import IMPLEMENTATION
 from worker.engine.kv.choice import slots_for
 from worker.engine.linears.products import speed_up
@@ -58,13 +60,15 @@ class Engine:
         packed_linears: bool = True,
         quantize: bool = False,
         gpu_kernels: bool = False,
+        cpu_kernels: bool = True,
     ) -> None:
         """Allocates `sequence_slots` slots of `slot_tokens` tokens; a step computes at most `step_tokens` rows.
 
         `adapter_slots` adapters of rank up to `adapter_rank` can be in use at the same time. `chunk_tokens` bounds
         the tokens of prompts in a step in which others decode: fewer make their texts come more evenly, more read
         prompts with less work in all. `packed_linears` makes copies of linear layers that a CPU multiplies faster,
-        and `quantize` has the large ones in 8 bits. `gpu_kernels` tries flash attention and CUDA graphs on a GPU.
+        and `quantize` has the large ones in 8 bits. `gpu_kernels` tries flash attention and CUDA graphs on a GPU,
+        `cpu_kernels` compiled operations on a CPU.
 
         Raises InvalidModel for a model that cannot be held, ValueError for sizes that do not fit together.
         """
@@ -97,9 +101,13 @@ class Engine:
         model.set_attn_implementation(IMPLEMENTATION)
         self._bank = AdapterBank(slots=adapter_slots, rank=adapter_rank)
         self._bank.take_over(model, head=model.get_output_embeddings())
-        self.packed_bytes = speed_up(self._bank.linears, quantize=quantize) if packed_linears else 0
+        kernels = kernels_for(model) if cpu_kernels else None
+        self.packed_bytes = speed_up(self._bank.linears, quantize=quantize, kernels=kernels) if packed_linears else 0
         """Of the copies that make linear layers faster, beside the model's own weights."""
-        self._kv = slots_for(model, slots=sequence_slots, slot_tokens=self.max_context, gpu_kernels=gpu_kernels)
+        self._bank.kernels = kernels = None if kernels is None else take_kernels(model, kernels)
+        self._kv = slots_for(
+            model, slots=sequence_slots, slot_tokens=self.max_context, gpu_kernels=gpu_kernels, kernels=kernels
+        )
         self._preparation = Preparation(self._kv, self._bank, self.counts)
         self._forward = Forward(model, self._kv, self._bank)
 
@@ -210,7 +218,8 @@ class Engine:
 
     def _reuse_key(self, sequence: Sequence) -> Hashable | None:
         """Sequences with an equal key may use each other's keys and values."""
-        if self._kv_reuse == "off":
+        if self._kv_reuse == "off" or sequence.parameters.prompt_logprobs:
+            # Who is to be told of each token of its prompt must compute them all.
             return None
         return (sequence.owner if self._kv_reuse == "owner" else None, sequence.adapter_id)
 

@@ -15,6 +15,7 @@ from worker.engine.kv.token_major import TokenMajorSlots
 from worker.engine.recording import Recording
 from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.tokens.prompt_logprobs import note_prompt_logprobs, told_rows
 from worker.engine.tokens.sampler import Chosen, choose
 from worker.engine.tokens.sampling import Sampling
 
@@ -48,6 +49,8 @@ class Forward:
             adapters += [_adapter_slot(chunk.sequence)] * (chunk.end - chunk.start)
             if chunk.completes_prompt:
                 emitting.append(len(tokens) - 1)
+        told = told_rows(plan)
+        emitting += [row for row, _ in told]
         slots = [sequence.slot for sequence in plan.decode if sequence.slot is not None]
         logits = None
         if self._graphs is not None and not chunks:
@@ -56,7 +59,9 @@ class Forward:
             step = slot_step(self._kv, slots, positions[: len(slots)], tuple(chunks))
             with self._bank.step(adapters, emitting, self._kv.device):
                 logits = self._logits(self._inputs(tokens, plan), positions, emitting, step)
-        return choose(logits, [_sampling(sequence) for sequence in plan.emitting])
+        choosing = len(emitting) - len(told)
+        note_prompt_logprobs(logits[choosing:], told)
+        return choose(logits[:choosing], [_sampling(sequence) for sequence in plan.emitting])
 
     def _inputs(self, tokens: list[int], plan: StepPlan) -> dict[str, torch.Tensor]:
         """The rows' token ids; their embeddings where an adapter brings some of its own."""

@@ -5,12 +5,15 @@ few random tokens and compares the logits, so that a family whose attention has 
 wrongly. What only shows in longer texts (a window, positions that are scaled) it cannot see: that is `support`'s.
 """
 
+from collections.abc import Callable
+
 import torch
 from transformers import PreTrainedModel
 
+from worker.engine.kernels.choice import RowAttention
 from worker.engine.kv.attention import IMPLEMENTATION, over_slots
 from worker.engine.kv.layout import ChunkRows, SlotStep, decode_rows
-from worker.engine.kv.slots import KVSlots
+from worker.engine.kv.slots import KVSlots, kv_dtype
 from worker.engine.support import kv_shape
 
 TOKENS = 12
@@ -51,6 +54,27 @@ def self_check(model: PreTrainedModel) -> str | None:
     return None
 
 
+@torch.inference_mode()
+def changed_logits(
+    model: PreTrainedModel, change: Callable[[], object], row_attention: RowAttention | None
+) -> str | None:
+    """Why a change must be undone: the model computes other logits after it; None when they agree.
+
+    For a model that an engine has taken over; with `row_attention`, its slots decode by it after the change.
+    """
+    tokens = _tokens(model)
+    before = _over_slots(model, tokens)
+    try:
+        change()
+        difference = relative_difference(_over_slots(model, tokens, row_attention), before)
+    except Exception as error:  # whatever the change leads to, the model ran without it
+        return f"it fails: {error}"
+    tolerance = HALF_TOLERANCE if model.dtype.itemsize == 2 else SINGLE_TOLERANCE
+    if not difference <= tolerance:  # NaN is no agreement
+        return f"other logits: {difference:.2g} of their spread away"
+    return None
+
+
 def relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     """How far logits are from those expected, in standard deviations of the latter; NaN where one is not finite.
 
@@ -72,14 +96,17 @@ def _tokens(model: PreTrainedModel) -> torch.Tensor:
     return tokens.to(model.device)
 
 
-def _over_slots(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+def _over_slots(
+    model: PreTrainedModel, tokens: torch.Tensor, row_attention: RowAttention | None = None
+) -> torch.Tensor:
     """[2, TOKENS, vocabulary]: both sequences' logits, computed in three steps."""
     kv = KVSlots(
         kv_shape(model),
         slots=max(SLOTS) + 1,
         slot_tokens=TOKENS,
-        dtype=torch.float32 if model.device.type == "cpu" else model.dtype,  # as the engine does
+        dtype=kv_dtype(model, row_attention),  # as the engine does
         device=model.device,
+        row_attention=row_attention,
     )
     first, second = tokens
     last, rest = TOKENS - 1, TOKENS - 1 - CHUNK

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # adapter_weights imports torch, which the scheduler's tests 
     from worker.engine.adapters.weights import AdapterWeights
     from worker.engine.kv.slots import ParkedKV
     from worker.engine.text.text_output import TextOutput
+    from worker.engine.tokens.sampler import Chosen
 
 FinishReason = Literal["stop", "length"]
 """`stop`: an end token or a stop string; `length`: max_new_tokens or the context is used up."""
@@ -42,11 +43,15 @@ class Generated:
     """Every generated token, with the end token or the tokens of the stop string if one ended it."""
     finish_reason: FinishReason
     prompt_tokens: int
+    reused_tokens: int
+    """Tokens of the prompt whose keys and values were there already."""
     completion_tokens: int
     token_logprobs: tuple[float, ...]
     """For each generated token, its natural log-probability under the model, before temperature and cuts."""
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
     """For each generated token, the most probable ones there with their log-probabilities, as many as were wanted."""
+    prompt_logprobs: "tuple[Chosen, ...]" = ()
+    """Of each token of the prompt but the first, where that was asked for."""
 
 
 class Sequence:
@@ -114,6 +119,8 @@ class Sequence:
         self.token_ids: list[int] = []
         self.token_logprobs: list[float] = []
         self.top_logprobs: list[tuple[tuple[int, float], ...]] = []
+        self.prompt_logprobs: list[Chosen] = []
+        """Of the prompt's tokens that were read, but for the first, where that is asked for."""
         self.output: TextOutput | None = None
         self.sampling: Sampling | None = None
         """How its tokens are chosen; the engine's."""
@@ -171,7 +178,9 @@ class Sequence:
             token_ids=tuple(self.token_ids),
             finish_reason=finish_reason,
             prompt_tokens=len(self.prompt_tokens),
+            reused_tokens=self.reused_tokens,
             completion_tokens=len(self.token_ids),
             token_logprobs=tuple(self.token_logprobs),
             top_logprobs=tuple(self.top_logprobs),
+            prompt_logprobs=tuple(self.prompt_logprobs),
         )

@@ -287,6 +287,23 @@ def test_formats_that_were_not_used_for_longest_are_forgotten(
     assert compiler.cached == 2
 
 
+@pytest.mark.parametrize(
+    ("response_format", "said"),
+    [
+        ({"type": "regex", "regex": "a("}, r"unclosed group\. Mend what it points at; .* Rust's regex crate"),
+        ({"type": "regex", "regex": "(?=a)"}, r"look-around, .* is not supported\. Mend"),
+        ({"type": "grammar", "grammar": "start: ("}, r"Mend what it points at; the syntax is that of Lark"),
+        ({"type": "grammar", "grammar": 'strt: "a"'}, r"no start rule found\. Mend"),
+    ],
+)
+def test_a_broken_expression_is_to_be_mended_not_simplified(
+    compiler: ConstraintCompiler, response_format: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"(?s){said}") as refused:
+        compiled(compiler, response_format)
+    assert "Simplify" not in refused.value.message
+
+
 def test_a_token_that_was_not_allowed_is_a_defect(
     compiler: ConstraintCompiler, smollm2: PreTrainedTokenizerFast
 ) -> None:

@@ -80,11 +80,12 @@ def test_logprobs_are_those_of_the_model(crowd) -> None:
     assert torch.allclose(torch.tensor(result.token_logprobs), expected, atol=1e-4, rtol=0)
 
 
-def test_a_bf16_model_runs_with_fp32_slots(crowd) -> None:
+@pytest.mark.parametrize("cpu_kernels", [True, False])
+def test_a_bf16_model_runs_over_slots_of_bf16_and_of_fp32(crowd, cpu_kernels: bool) -> None:
     """In bf16 rounding decides near ties, so logprobs are compared and not tokens."""
     prompts = random_prompts(LENGTHS)
     reference = build_model(FAMILIES["llama"]())
-    together = crowd(build_model(FAMILIES["llama"]()).bfloat16())
+    together = crowd(build_model(FAMILIES["llama"]()).bfloat16(), cpu_kernels=cpu_kernels)
 
     sequences = [together.submit(prompt, max_new_tokens=8) for prompt in prompts]
     together.run()

@@ -13,6 +13,7 @@ from worker.engine.adapters.linear import AdapterConv1D, AdapterLinear
 from worker.engine.adapters.linear_update import check_is_layer
 from worker.engine.adapters.slot_tables import Ranks
 from worker.engine.adapters.weights import AdapterWeights
+from worker.engine.kernels.choice import Kernels
 
 BASE = -1
 """The adapter slot of a row that runs the base model."""
@@ -24,6 +25,8 @@ class AdapterBank:
     def __init__(self, *, slots: int, rank: int) -> None:
         self.slots = slots
         self.rank = rank
+        self.kernels: Kernels | None = None
+        """They add pairs to few rows, where there are some."""
         self.linears: dict[str, AdapterLinear | AdapterConv1D] = {}
         """The layers that adapters may update, by their paths."""
         self.active: frozenset[int] = frozenset()

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Product = Callable[[torch.Tensor], torch.Tensor]
 """The base layer: [..., in_features] to [..., out_features], bias included."""
 
+ROWS_AN_ADAPTER = 32
+"""Rows for each adapter of a step up to which the kernel is faster than products of all rows with all adapters, which
+use the processor better but compute most in vain (docs/decisions/0015)."""
+
 
 class LayerSlots:
     """Holds each slot's `LinearUpdate` of one layer; a table is made when an adapter first needs it.
@@ -71,18 +75,14 @@ class LayerSlots:
             rows = layer_input.reshape(-1, self._inputs)
             layer_input = self._input_scales.scaled(rows, row_slots).view(layer_input.shape)
         output = product(layer_input)
-        if self._pairs is not None:
-            slots = active if self._bank.takes_any else self._pairs.ranks.keys() & active
-            if slots:
-                output = self._with_pairs(layer_input, output, self._pairs, slots)
+        if self._pairs is not None and (self._bank.takes_any or not self._pairs.ranks.keys().isdisjoint(active)):
+            output = self._with_pairs(layer_input, output, self._pairs)
         if self._output_scales is not None and self._output_scales.filled & active:
             rows = output.view(-1, self._outputs)
             output = self._output_scales.scaled(rows, row_slots).view(output.shape)
         return output
 
-    def _with_pairs(
-        self, layer_input: torch.Tensor, output: torch.Tensor, pairs: PairTable, slots: set[int] | frozenset[int]
-    ) -> torch.Tensor:
+    def _with_pairs(self, layer_input: torch.Tensor, output: torch.Tensor, pairs: PairTable) -> torch.Tensor:
         """All adapters of the step in one pair of products.
 
         Each row is multiplied with the A of all of them, and all but its own adapter's part is set to 0 before B.
@@ -93,10 +93,30 @@ class LayerSlots:
             return with_grouped_update(rows, output.view(-1, self._outputs), pairs.a, pairs.b, groups).view(
                 output.shape
             )
-        joined = pairs.whole() if self._bank.takes_any else pairs.joined(slots)
+        kernels = self._bank.kernels
+        if kernels is not None and self._is_for_kernel(layer_input, output):
+            kernels.add_pairs(
+                layer_input.reshape(-1, self._inputs),
+                output.view(-1, self._outputs),
+                pairs.a,
+                pairs.b,
+                self._bank.row_slots(head=self._is_head),
+                pairs.rank_of_slot,
+                pairs.largest,
+            )
+            return output
+        joined = pairs.whole() if self._bank.takes_any else pairs.joined(pairs.ranks.keys() & self._bank.active)
         low = torch.mm(layer_input.reshape(-1, self._inputs), joined.a.t())
         low.masked_fill_(self._bank.foreign(joined.ranks, head=self._is_head), 0)
         return torch.addmm(output.view(-1, self._outputs), low, joined.b).view(output.shape)
+
+    def _is_for_kernel(self, layer_input: torch.Tensor, output: torch.Tensor) -> bool:
+        return (
+            layer_input.numel() <= ROWS_AN_ADAPTER * len(self._bank.active) * self._inputs
+            and layer_input.dtype == output.dtype == self._layer.weight.dtype
+            and layer_input.stride(-1) == output.stride(-1) == 1
+            and not output.requires_grad
+        )
 
     def _adapted_in_runs(self, layer_input: torch.Tensor, product: Product) -> torch.Tensor:
         """Each adapter's update for its own run of rows: no other adapter's rank costs anything there."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from tandem.errors import AdapterMismatch
+from tandem.errors import AdapterMismatch, InvalidRequest
 from tandem.specs.peft_config import CONFIG_FILE, KEY_PREFIX, LAYER_PARTS, SHARED_PARTS, WEIGHTS_FILE
 from worker.engine.adapters.linear_update import (
     LinearLayer,
@@ -33,6 +33,10 @@ NORM_ROWS = 4096
 """Output features whose norms are computed at a time: the head of a large model is 2 GB in float32."""
 
 
+class RankAboveLimit(InvalidRequest):
+    """An adapter that is sound, but has more ranks than a slot of the batch."""
+
+
 def linear_updates(
     adapter_id: str,
     tensors: Mapping[str, torch.Tensor],
@@ -55,9 +59,18 @@ def linear_updates(
             _check_copied_base(adapter_id, path, parts.pop(BASE_COPY), layer)
         update = _READERS[method](adapter_id, path, parts, config, layer)
         if update.rank > rank_limit:
-            raise refusal(adapter_id, f"rank {update.rank} of {path} is above the limit of {rank_limit}")
+            raise RankAboveLimit(
+                f"adapter {adapter_id!r} cannot be served: rank {update.rank} of {path} is above the limit of "
+                f"{rank_limit}",
+                param="adapter",
+            )
         updates[path] = update
     return updates
+
+
+def layers_of(adapter_id: str, method: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """The paths of the layers that an adapter's weights are for. Raises InvalidRequest for an unknown key."""
+    return tuple(sorted(_by_path(adapter_id, method, tensors)))
 
 
 def is_of_a_layer(key: str) -> bool:

@@ -35,6 +35,10 @@ class PairTable:
         self.rank = rank
         self.ranks: dict[int, int] = {}
         """The rank of each slot that has a pair."""
+        self.rank_of_slot = torch.zeros(slots, dtype=torch.int64)
+        """The same for kernels: [slots], 0 without a pair."""
+        self.largest = 0
+        """Of the ranks."""
         self._joined: JoinedPairs | None = None
         """Of the slots that were asked for last: a step's adapters are mostly those of the step before."""
 
@@ -45,12 +49,16 @@ class PairTable:
         self.b[first:end].copy_(b, non_blocking=True)
         self._zero(end, first + self.ranks.get(slot, 0))
         self.ranks[slot] = len(a)
+        self.rank_of_slot[slot] = len(a)
+        self.largest = max(self.ranks.values())
         self._joined = None
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         first = slot * self.rank
         self._zero(first, first + self.ranks.pop(slot, 0))
+        self.rank_of_slot[slot] = 0
+        self.largest = max(self.ranks.values(), default=0)
         self._joined = None
 
     def own(self, slot: int) -> slice:

@@ -102,9 +102,9 @@ def slot_attention(
         raise RuntimeError("capped scores and sinks are not for a recorded step")
     output = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
     if slot_step.decode is not None:
-        rows = slot_step.decode_rows
-        kv.write_rows(layer, slot_step.decode.slots, slot_step.decode.positions, key[0, :, :rows], value[0, :, :rows])
-        output[:rows] = _decode(kv, layer, slot_step.decode, query[0, :, :rows], sliding_window, rules)
+        rows = slice(slot_step.decode_rows)
+        decoding = query[0, :, rows], key[0, :, rows], value[0, :, rows]
+        _decode(kv, layer, slot_step.decode, *decoding, sliding_window, rules, output[rows])
     for chunk in slot_step.chunks:
         own = slice(chunk.first, chunk.end)
         kv.write_chunk(layer, chunk.slot, chunk.start, key[0, :, own], value[0, :, own])
@@ -128,6 +128,40 @@ def refuse_unknown(module: nn.Module, attention_mask: object, options: dict[str,
 
 
 def _decode(
+    kv: KVSlots,
+    layer: int,
+    rows: DecodeRows,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    rules: ScoreRules,
+    out: torch.Tensor,
+) -> None:
+    """Store one token of each of n sequences, and attend, into `out` [n, query heads, head_dim].
+
+    `query` has shape [query heads, n, head_dim]; `key` and `value` [heads, n, head_dim].
+    """
+    is_known = rules.is_plain and kv.dtype == query.dtype == key.dtype == value.dtype
+    if kv.row_attention is None or not is_known:
+        kv.write_rows(layer, rows.slots, rows.positions, key, value)
+        out[:] = _decode_by_products(kv, layer, rows, query, window, rules)
+        return
+    kv.row_attention(
+        (kv.keys[layer], kv.values[layer]),
+        rows.slots,
+        rows.positions,
+        query,
+        key,
+        value,
+        window=window,
+        scale=rules.scale,
+        used=rows.used,
+        out=out,
+    )
+
+
+def _decode_by_products(
     kv: KVSlots, layer: int, rows: DecodeRows, query: torch.Tensor, window: int | None, rules: ScoreRules
 ) -> torch.Tensor:
     """One token against its sequence's slot, for n sequences at once.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from worker.engine.kernels.choice import Kernels, RowAttention, kernels_for
 from worker.engine.kv.attention import over_slots, slot_attention
 from worker.engine.kv.layout import ChunkRows, slot_step
 from worker.engine.kv.slots import KVShape, KVSlots, kv_dtype
@@ -28,19 +29,43 @@ TRIAL_WINDOW = 23
 """Tokens that a row of the trial sees where the model has windows: fewer than the chunk has."""
 
 
-def slots_for(model: PreTrainedModel, *, slots: int, slot_tokens: int, gpu_kernels: bool) -> KVSlots:
+def slots_for(
+    model: PreTrainedModel, *, slots: int, slot_tokens: int, gpu_kernels: bool, kernels: Kernels | None = None
+) -> KVSlots:
     """Slots of a model that is on its device: plain ones unless `gpu_kernels` are wanted, and there is a GPU.
 
-    A reason against them that was found there is logged.
+    A reason against them that was found there is logged. On a CPU, `kernels` decode over the slots.
     """
-    shape, dtype, device = kv_shape(model), kv_dtype(model), model.device
+    row_attention = row_attention_for(model, kernels)
+    shape, dtype, device = kv_shape(model), kv_dtype(model, row_attention), model.device
     if device.type != "cuda" or not gpu_kernels:
-        return KVSlots(shape, slots=slots, slot_tokens=slot_tokens, dtype=dtype, device=device)
+        return KVSlots(
+            shape, slots=slots, slot_tokens=slot_tokens, dtype=dtype, device=device, row_attention=row_attention
+        )
     fault = _fault(model, shape, slot_tokens)
     if fault is None:
         return TokenMajorSlots(shape, slots=slots, slot_tokens=slot_tokens, dtype=dtype, device=device)
     log.warning("%s runs without flash attention and CUDA graphs: %s", type(model).__name__, fault)
     return KVSlots(shape, slots=slots, slot_tokens=slot_tokens, dtype=dtype, device=device)
+
+
+def stored_dtype(model: PreTrainedModel, *, cpu_kernels: bool) -> torch.dtype:
+    """What the slots of a model will hold, as `slots_for` chooses it."""
+    return kv_dtype(model, row_attention_for(model, kernels_for(model) if cpu_kernels else None))
+
+
+def row_attention_for(model: PreTrainedModel, kernels: Kernels | None) -> RowAttention | None:
+    """The kernel that decodes over the model's slots; None where its attention is not the kernel's."""
+    return None if kernels is None or _scores_fault(model) is not None else kernels.attend_rows
+
+
+def _scores_fault(model: PreTrainedModel) -> str | None:
+    """What its scores are, where they are not plain products."""
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        return "its attention caps scores"
+    if any(getattr(module, "sinks", None) is not None for module in model.modules()):
+        return "its attention has sinks"
+    return None
 
 
 def _fault(model: PreTrainedModel, shape: KVShape, slot_tokens: int) -> str | None:
@@ -49,10 +74,8 @@ def _fault(model: PreTrainedModel, shape: KVShape, slot_tokens: int) -> str | No
         return f"the kernel computes in 16 bits, the model in {kv_dtype(model)}"
     if slot_tokens % PAGE_TOKENS:
         return f"its slots have {slot_tokens} tokens, which is no multiple of {PAGE_TOKENS}"
-    if getattr(model.config, "attn_logit_softcapping", None) is not None:
-        return "its attention caps scores"
-    if any(getattr(module, "sinks", None) is not None for module in model.modules()):
-        return "its attention has sinks"
+    if (fault := _scores_fault(model)) is not None:
+        return fault
     windows = [None] if getattr(model.config, "sliding_window", None) is None else [None, TRIAL_WINDOW]
     for window in windows:
         fault = trial_fault(shape, model.config.num_attention_heads, kv_dtype(model), model.device, window)

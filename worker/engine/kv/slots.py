@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from worker.engine.kernels.choice import RowAttention
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -20,10 +22,10 @@ class KVShape:
         return 2 * self.layers * self.heads * self.head_dim * dtype.itemsize
 
 
-def kv_dtype(model: PreTrainedModel) -> torch.dtype:
-    """What the slots of a model hold. On CPU, fp32 products over them are faster than bf16 ones (measured); on a GPU
-    memory counts."""
-    return torch.float32 if model.device.type == "cpu" else model.dtype
+def kv_dtype(model: PreTrainedModel, row_attention: RowAttention | None = None) -> torch.dtype:
+    """What the slots of a model hold: its own dtype on a GPU, and on a CPU where a kernel reads them. torch's own
+    products are faster there over fp32 than over bf16 (measured)."""
+    return torch.float32 if model.device.type == "cpu" and row_attention is None else model.dtype
 
 
 def fit_slots(slots: int, slot_tokens: int, *, token_bytes: int, budget_bytes: int) -> tuple[int, int]:
@@ -54,10 +56,21 @@ class KVSlots:
     """For each layer, keys and values of shape [slots, heads, slot_tokens, head_dim]."""
 
     def __init__(
-        self, shape: KVShape, *, slots: int, slot_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: KVShape,
+        *,
+        slots: int,
+        slot_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        row_attention: RowAttention | None = None,
     ) -> None:
-        """Allocates all memory now, so that a running batch can never run out of it."""
+        """Allocates all memory now, so that a running batch can never run out of it.
+
+        `row_attention` is the kernel that decodes over them; None: torch's products do.
+        """
         self.shape = shape
+        self.row_attention = row_attention
         self.slots = slots
         self.slot_tokens = slot_tokens
         self.dtype = dtype

@@ -11,11 +11,16 @@ import logging
 import torch
 import torch.nn.functional as F
 
+from worker.engine.kernels.choice import Kernels, Product
+
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.bfloat16: 0.05, torch.float32: 1e-4}
 """By the dtypes that are packed, the largest difference from `F.linear` that the trial accepts: some rounding steps
 of its results, whose size is about 8. (torch packs float16 for a few processors only.)"""
+
+FEW_ROWS_TOLERANCE = 0.02
+"""Of the largest output of one row, what the kernels' product may be off: some rounding steps of bfloat16."""
 
 TRIAL_SIZES = (33, 64, 5)
 """The trial's outputs, inputs and rows: a whole block of the order and a part of one."""
@@ -36,13 +41,17 @@ def packing_fault(dtype: torch.dtype) -> str | None:
 class PackedProduct:
     """input [..., in_features] to output [..., out_features], with the bias: what `F.linear` computes."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, kernels: Kernels | None = None) -> None:
         """Copies `weight` ([out_features, in_features], on the CPU), which must not change any more.
 
-        Only for a dtype without a `packing_fault`.
+        Only for a dtype without a `packing_fault`. The kernels' product serves few rows, where they have one.
         """
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self._bias = None if bias is None else bias.detach()
+        self._few_rows, self._few_values = None, 0
+        if kernels is not None:
+            self._few_rows = self._few_rows_of(kernels, weight.detach())
+            self._few_values = kernels.most_rows * weight.shape[1]
         self.bytes: int = self._packed.nbytes
         """Of the copy."""
 
@@ -50,10 +59,29 @@ class PackedProduct:
         """Raises RuntimeError for an input that wants a gradient: it would silently get none."""
         if layer_input.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("a packed linear layer only serves; train in a twin")
+        if self._few_rows is not None and layer_input.numel() <= self._few_values:
+            return self._few_rows(layer_input)
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             layer_input, self._packed, self._bias, "none", [], ""
         )
         return output
+
+    def _few_rows_of(self, kernels: Kernels, weight: torch.Tensor) -> Product | None:
+        """The kernels' product of this layer; None where oneDNN packed this weight in another order than theirs."""
+        # Pairs of inputs: the last of an odd number has none.
+        if kernels.few_rows is None or weight.shape[1] % 2:
+            return None
+        try:
+            product = kernels.few_rows(self._packed, weight, self._bias)
+        except AttributeError as error:
+            log.info("a layer of shape %s keeps oneDNN's product: %s", tuple(weight.shape), error)
+            return None
+        row = weight[:1]
+        expected = self(row)
+        if bool((product(row) - expected).abs().max() <= FEW_ROWS_TOLERANCE * expected.abs().max()):
+            return product
+        log.info("a layer of shape %s keeps oneDNN's product: its weight is in another order", tuple(weight.shape))
+        return None
 
 
 def _try_out(dtype: torch.dtype) -> str | None:

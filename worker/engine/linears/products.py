@@ -8,6 +8,7 @@ from torch import nn
 
 from worker.engine.adapters.bank import AdapterBank
 from worker.engine.adapters.linear import AdapterLinear
+from worker.engine.kernels.choice import Kernels
 from worker.engine.linears.fused import FusedProduct, same_input_groups
 from worker.engine.linears.int8 import Int8Product, int8_fault
 from worker.engine.linears.packed import PackedProduct, packing_fault
@@ -20,24 +21,24 @@ the bytes saves: in decode steps 8 bits broke even between 1.8 and 4 million wei
 
 
 def choose_product(
-    weight: torch.Tensor, bias: torch.Tensor | None, *, quantize: bool
+    weight: torch.Tensor, bias: torch.Tensor | None, *, quantize: bool, kernels: Kernels | None = None
 ) -> PackedProduct | Int8Product | None:
     """A faster product of the layer than `F.linear`; None where there is none.
 
     `weight` has shape [out_features, in_features]. `quantize` asks for 8-bit integers where they are faster; they
-    change the model's answers a little. What is made holds a copy of the weight (`bytes`), so the weight must not
-    change any more.
+    change the model's answers a little. `kernels` multiply few rows faster, where there are some. What is made holds
+    a copy of the weight (`bytes`), so the weight must not change any more.
     """
     if weight.device.type != "cpu":
         return None
     if quantize and weight.numel() >= QUANTIZED_WEIGHTS and int8_fault() is None:
         return Int8Product(weight, bias)
     if packing_fault(weight.dtype) is None:
-        return PackedProduct(weight, bias)
+        return PackedProduct(weight, bias, kernels)
     return None
 
 
-def speed_up(linears: Mapping[str, nn.Module], *, quantize: bool = False) -> int:
+def speed_up(linears: Mapping[str, nn.Module], *, quantize: bool = False, kernels: Kernels | None = None) -> int:
     """Give each `AdapterLinear` of `linears` (by their paths in the model) the fastest product that there is.
 
     Layers that read the same input share one. The layers' own weights stay as they are: a twin trains over them.
@@ -45,7 +46,7 @@ def speed_up(linears: Mapping[str, nn.Module], *, quantize: bool = False) -> int
     half of a bfloat16 layer's that is quantized; 0 where nothing is faster.
     """
     layers = {path: layer for path, layer in linears.items() if isinstance(layer, AdapterLinear)}
-    made = sum(_speed_up_group([layers[path] for path in group], quantize) for group in _groups(layers))
+    made = sum(_speed_up_group([layers[path] for path in group], quantize, kernels) for group in _groups(layers))
     log.info("%d linear layers with %d bytes of packed copies", len(layers), made)
     return made
 
@@ -76,7 +77,7 @@ def _bias(layer: AdapterLinear) -> torch.Tensor | None:
     return layer.bias
 
 
-def _speed_up_group(layers: list[AdapterLinear], quantize: bool) -> int:
+def _speed_up_group(layers: list[AdapterLinear], quantize: bool, kernels: Kernels | None) -> int:
     """Returns the bytes of the copy made."""
     weights: list[torch.Tensor] = [layer.weight for layer in layers]
     biases = [bias for layer in layers if (bias := _bias(layer)) is not None]
@@ -84,6 +85,7 @@ def _speed_up_group(layers: list[AdapterLinear], quantize: bool) -> int:
         weights[0] if len(weights) == 1 else torch.cat(weights),
         torch.cat(biases) if biases else None,
         quantize=quantize,
+        kernels=kernels,
     )
     if product is None:
         return 0

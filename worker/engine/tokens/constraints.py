@@ -6,6 +6,7 @@ millisecond, and what a bad grammar may cost is bounded by counts of the library
 """
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from copy import copy
@@ -52,6 +53,14 @@ that has nothing to say cannot print white space until its tokens are used up, a
 """
 NOTHING_FOLLOWS = "NoExtensionBias"
 """The library's name for a text that is stuck."""
+REGEX_AS_GRAMMAR = "\n   1 | start: /"
+"""Where the library, in an error, begins to quote the grammar that it made of a regular expression."""
+FAULTY = re.compile(r"(at )?\d+\(\d+\): |no start rule")
+"""How the library begins to tell of what it cannot read, in contrast to what became too complex to follow."""
+SYNTAX = {
+    "regex": "Rust's regex crate (Python's without look-around and backreferences)",
+    "grammar": "Lark, with rules in lower case and terminals in upper case",
+}
 LIBRARY_OPTIONS_KEY = "x-guidance"
 """The key by which a schema could change the library's options, such as to ignore what it cannot enforce."""
 
@@ -101,7 +110,17 @@ class ConstraintCompiler:
         """
         if isinstance(response_format, TextFormat):
             return None
-        source = _source(response_format)
+        return self._fresh(_source(response_format))
+
+    def compile_grammar(self, grammar: str, *, param: str) -> "GrammarConstraint":
+        """The same for a grammar in Lark that was made here, of the request's field `param`."""
+        return self._fresh(_Source(param, _wrapped(grammar)))
+
+    def check_schema(self, schema: dict[str, JsonValue], *, lenient: bool, param: str) -> None:
+        """Raises InvalidRequest naming `param` if JSON cannot be held to a schema."""
+        self._fresh(_Source(param, _json(schema, lenient=lenient)))
+
+    def _fresh(self, source: _Source) -> "GrammarConstraint":
         with self._lock:
             compiled = self._compiled.get(source.grammar)
             if compiled is not None:
@@ -122,8 +141,9 @@ class ConstraintCompiler:
             tokens = self._tokens
         matcher = LLMatcher(tokens, source.grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
+            reason = _reason(matcher)
             raise InvalidRequest(
-                f"`{source.param}` cannot be followed: {_reason(matcher)}{_advice(source.param)}", param=source.param
+                f"`{source.param}` cannot be followed: {reason}{_advice(source.param, reason)}", param=source.param
             )
         return GrammarConstraint(matcher, _words(tokens.vocab_size), source.param)
 
@@ -185,9 +205,10 @@ class GrammarConstraint:
             raise self._lost()
 
     def _lost(self) -> InvalidRequest:
+        reason = _reason(self._matcher)
         return InvalidRequest(
-            f"`{self._param}` cannot be followed beyond {self._accepted} tokens: {_reason(self._matcher)}"
-            f"{_advice(self._param)}",
+            f"`{self._param}` cannot be followed beyond {self._accepted} tokens: {reason}"
+            f"{_advice(self._param, reason)}",
             param=self._param,
         )
 
@@ -204,8 +225,7 @@ def _source(response_format: ResponseFormat) -> _Source:
         case RegexFormat(regex=regex):
             return _Source(f"{PARAM}.regex", LLMatcher.grammar_from_regex(regex))
         case GrammarFormat(grammar=grammar):
-            # Wrapped, since the library reads what begins with a brace as this form of its own.
-            return _Source(f"{PARAM}.grammar", json.dumps({"grammars": [{"lark_grammar": grammar}]}))
+            return _Source(f"{PARAM}.grammar", _wrapped(grammar))
         case _:
             raise TypeError(f"{type(response_format).__name__} has no grammar")
 
@@ -216,17 +236,25 @@ def _json(schema: dict[str, JsonValue], *, lenient: bool) -> str:
     )
 
 
+def _wrapped(grammar: str) -> str:
+    """A grammar in Lark as the library's own form, for which it takes what begins with a brace."""
+    return json.dumps({"grammars": [{"lark_grammar": grammar}]})
+
+
 def _reason(matcher: LLMatcher) -> str:
-    """The library's words without its state, which is for its developers."""
-    reason = matcher.get_error().split("<non-verbose/>")[0].split("<state>")[0].strip()
+    """The library's words without its state, which is for its developers, and without what it made of a regex."""
+    reason = matcher.get_error().split("<non-verbose/>")[0].split("<state>")[0].split(REGEX_AS_GRAMMAR)[0].strip()
     if reason == NOTHING_FOLLOWS:
         return "no token can come next, and the text is not complete"
     return reason if len(reason) <= MAX_REASON_CHARACTERS else f"{reason[:MAX_REASON_CHARACTERS]}…"
 
 
-def _advice(param: str) -> str:
-    if param.endswith(".schema"):
+def _advice(param: str, reason: str) -> str:
+    if param.endswith(".schema") or param.startswith("tools"):
         return ". Say it by other keywords, make more properties required, or set `strict` to false"
+    if FAULTY.match(reason):
+        # It says the place: the expression is broken, or has what the library does not.
+        return f". Mend what it points at; the syntax is that of {SYNTAX[param.rsplit('.', 1)[-1]]}"
     return ". Simplify it"
 
 

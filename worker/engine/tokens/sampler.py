@@ -10,6 +10,9 @@ import torch
 from worker.engine.tokens.draws import draw
 from worker.engine.tokens.sampling import Sampling
 
+ROWS_AT_ONCE = 64
+"""Rows of a prompt whose logits are in float32 at the same time: 32 MB of them, for 128,000 tokens."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -38,10 +41,24 @@ def choose(logits: torch.Tensor, samplings: Rows[Sampling]) -> list[Chosen]:
     logprobs = logits.gather(1, tokens[:, None])[:, 0] - totals
     # One copy to the host for both; float64 holds every token and every float32.
     found = torch.stack((tokens.double(), logprobs.double())).tolist()
-    top = _top(logits, totals, samplings)
+    top = _top(logits, totals, [sampling.parameters.top_logprobs for sampling in samplings])
     return [
         Chosen(int(token), logprob, alternatives) for token, logprob, alternatives in zip(*found, top, strict=True)
     ]
+
+
+def told_logprobs(logits: torch.Tensor, tokens: Rows[int], alternatives: int) -> list[Chosen]:
+    """What the model says of tokens that are given: one for each row of `logits` ([rows, vocabulary])."""
+    told: list[Chosen] = []
+    for first in range(0, len(tokens), ROWS_AT_ONCE):
+        rows = logits[first : first + ROWS_AT_ONCE].float()
+        given = tokens[first : first + ROWS_AT_ONCE]
+        totals = rows.logsumexp(dim=-1)
+        picked = torch.tensor(given).to(logits.device, non_blocking=True)
+        logprobs = (rows.gather(1, picked[:, None])[:, 0] - totals).tolist()
+        top = _top(rows, totals, [alternatives] * len(given))
+        told += [Chosen(*place) for place in zip(given, logprobs, top, strict=True)]
+    return told
 
 
 def processed(logits: torch.Tensor, samplings: Rows[Sampling]) -> torch.Tensor:
@@ -104,11 +121,8 @@ def _forbid_ends(logits: torch.Tensor, samplings: Rows[Sampling]) -> torch.Tenso
     return torch.where(has_others, forbidden, logits)
 
 
-def _top(
-    logits: torch.Tensor, totals: torch.Tensor, samplings: Rows[Sampling]
-) -> list[tuple[tuple[int, float], ...]]:
-    """Each row's most probable tokens, as many as its `top_logprobs`."""
-    asked = [sampling.parameters.top_logprobs for sampling in samplings]
+def _top(logits: torch.Tensor, totals: torch.Tensor, asked: Rows[int]) -> list[tuple[tuple[int, float], ...]]:
+    """Each row's most probable tokens, as many as are asked for it."""
     most = max(asked, default=0)
     if most == 0:
         return [()] * len(asked)
