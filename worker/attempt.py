@@ -66,7 +66,10 @@ class Attempt:
                 self._events.append((event, data))
             else:
                 held = self._events[place][1]
-                self._events[place] = ("tokens", {**held, "text": held["text"] + data["text"]})
+                joined = {**held, "text": held["text"] + data["text"]}
+                if "logprobs" in data:
+                    joined["logprobs"] = [*held["logprobs"], *data["logprobs"]]
+                self._events[place] = ("tokens", joined)
         self._notify(self)
 
     def _unsent(self, index: int | None) -> int | None:
@@ -85,6 +88,14 @@ class Attempt:
         Raises Superseded, QueueUnavailable.
         """
         self._jobs.save_checkpoint(self.job.id, self.fence, checkpoint)
+
+    def of_row(self, job: Job) -> "Attempt":
+        """An execution of one row of this job, as `job` says: with its deadline; who runs the rows stops it.
+
+        What it reports reaches nobody, and it keeps no checkpoint.
+        """
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        return Attempt(Claim(job, self.fence, left), self._jobs, lambda _row: None)
 
     def take_events(self) -> list[Event]:
         with self._lock:

@@ -13,6 +13,10 @@ KV_SHARE = 1 / 6
 """Of the device's memory for the keys and values of one engine by default: two engines, activations and training find
 room beside the resident models."""
 
+TRAINING_SHARE = 1 / 6
+"""Of the device's memory for the activations of all trainings together: beside the resident models and one engine's
+keys and values, a fifteenth is left for all else. A training that needs more runs alone."""
+
 
 def choose_device(setting: str) -> torch.device:
     """`auto` is the GPU if there is one. Raises ConfigurationError for a device that is not there."""

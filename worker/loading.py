@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,21 +18,24 @@ from tandem.catalogue import CatalogueEntry
 from tandem.errors import InvalidModel
 from tandem.settings import WorkerSettings
 from tandem.specs import Task
+from tandem.specs.finetune import TEXT_TO_TEXT
 from tandem.workers import BatchedWork, EngineWork, ResidentInfo
+from worker.apart import ApartAdapter, ApartAdapters, build_apart
 from worker.batchers import Batchers
 from worker.device import KV_SHARE, choose_dtype, memory_bytes
 from worker.encoders import EncoderBatcher
 from worker.encoders.adapted_body import AdaptedBody
 from worker.encoders.adapter_task import AdapterTask
 from worker.engine.engine import Engine
-from worker.engine.kv.slots import fit_slots, kv_dtype
+from worker.engine.kv.choice import stored_dtype
+from worker.engine.kv.slots import fit_slots
 from worker.engine.linears.products import speed_up_encoder
 from worker.engine.loop import EngineLoop
 from worker.engine.self_check import self_check
 from worker.engine.support import kv_shape, unsupported_reason
 from worker.engine.text.detokenizer import Tokenizer
 from worker.engine.tokens.constraints import ConstraintCompiler
-from worker.pipeline_loading import load_pipeline
+from worker.pipeline_loading import load_pipeline, pipeline_over
 from worker.stall import ProgressSource, StallWatch
 from worker.tasks import ENCODER_TASKS, MODEL_CLASSES, PIPELINE_TASKS
 from worker.tasks.batched_task import BatchedTask
@@ -82,6 +86,8 @@ class ResidentModel:
     """Ends the stall watch over it."""
     constraints: ConstraintCompiler | None = None
     """For the texts of the engine, where there is one."""
+    apart: ApartAdapters | None = None
+    """Beside the engine what its batch cannot hold, and all adapters of an encoder-decoder."""
 
     def info(self) -> ResidentInfo:
         """As the worker announces it."""
@@ -102,6 +108,8 @@ class ResidentModel:
         if self.engine is not None:
             self.engine.stop()
         self.batchers.stop()
+        if self.apart is not None:
+            self.apart.stop()
         # Last, so that a hang on the way here is seen.
         self.unwatch()
 
@@ -162,6 +170,8 @@ class Loader:
         elif self._packs(task):
             packed_bytes = speed_up_encoder(model)
         batchers = Batchers(lambda asked: self._batcher(asked, model, tokenizer, pipeline))
+        has_trees = engine is not None or task in TEXT_TO_TEXT
+        apart = ApartAdapters(partial(self._apart, model, tokenizer)) if has_trees else None
         if engine is None:
             batchers.get(task)  # its constructor refuses a model that cannot do the task
         seconds = time.monotonic() - started
@@ -175,7 +185,8 @@ class Loader:
             batchers,
             bytes=sum(parameter.nbytes for parameter in model.parameters()) + packed_bytes,
             load_seconds=seconds,
-            unwatch=self._watch(entry, engine or batchers),
+            unwatch=self._watch(entry, *(work for work in (engine or batchers, apart) if work is not None)),
+            apart=apart,
             constraints=None if engine is None else _constraints(engine.engine, tokenizer),
         )
 
@@ -251,6 +262,7 @@ class Loader:
             packed_linears=self._packs("text-generation"),
             quantize=settings.quantize == "int8",
             gpu_kernels=settings.gpu_kernels == "auto",
+            cpu_kernels=settings.cpu_kernels == "auto",
         )
         loop = EngineLoop(engine, serving_turn=self._turns.serving)
         loop.start()
@@ -259,7 +271,8 @@ class Loader:
     def _fit_slots(self, entry: CatalogueEntry, model: PreTrainedModel, context: int) -> tuple[int, int]:
         """Slots, and tokens of each, that the memory for keys and values allows."""
         budget = self._settings.kv_bytes or int(memory_bytes(self._device) * KV_SHARE)
-        token_bytes = kv_shape(model).token_bytes(kv_dtype(model))
+        dtype = stored_dtype(model, cpu_kernels=self._settings.cpu_kernels == "auto")
+        token_bytes = kv_shape(model).token_bytes(dtype)
         wanted = self._settings.sequence_slots
         slots, tokens = fit_slots(wanted, context, token_bytes=token_bytes, budget_bytes=budget)
         if tokens < MIN_SLOT_TOKENS:
@@ -276,10 +289,25 @@ class Loader:
             )
         return slots, tokens
 
-    def _watch(self, entry: CatalogueEntry, work: EngineLoop | Batchers) -> Callable[[], None]:
-        source = ProgressSource(entry.name, work.is_busy, work.progress)
-        self._stalls.add(source)
-        return lambda: self._stalls.remove(source)
+    def _apart(self, model: Any, tokenizer: Any, adapter: ApartAdapter, task: Task) -> EncoderBatcher:
+        """A started batcher that does `task` over a tree of the model's weights with the adapter in it.
+
+        Raises AdapterMismatch, and what the task's constructor raises.
+        """
+        pipeline = pipeline_over(build_apart(adapter, model), tokenizer, task, device=self._device)
+        log.info("%s is served apart: %s", adapter.id, adapter.reason)
+        return self._batcher(task, pipeline.model, tokenizer, pipeline)
+
+    def _watch(self, entry: CatalogueEntry, *works: EngineLoop | Batchers | ApartAdapters) -> Callable[[], None]:
+        sources = [ProgressSource(entry.name, work.is_busy, work.progress) for work in works]
+        for source in sources:
+            self._stalls.add(source)
+
+        def unwatch() -> None:
+            for source in sources:
+                self._stalls.remove(source)
+
+        return unwatch
 
 
 def _constraints(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> ConstraintCompiler:

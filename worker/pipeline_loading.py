@@ -1,5 +1,7 @@
-"""Loads one of transformers' pipelines, or of those that its version 5 dropped, with all that its folder needs."""
+"""Loads one of transformers' pipelines, or of those that its version 5 dropped, with all that its folder needs; or
+puts one over a model that is in memory."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,12 @@ def load_pipeline(
         model_kwargs={"use_safetensors": True},
     )
     return made
+
+
+def pipeline_over(model: Any, tokenizer: Any, task: str, *, device: torch.device) -> Any:
+    """The pipeline of `task` over `model`, which it leaves where it is.
+
+    It has a tokenizer of its own, in which it may set languages while another pipeline has set others.
+    """
+    register()
+    return pipeline(library_name(task), model=model, tokenizer=copy.deepcopy(tokenizer), device=device)  # type: ignore[call-overload]  # as above

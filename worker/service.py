@@ -20,19 +20,23 @@ from tandem.settings import WorkerSettings
 from tandem.tickets import create_app, lane
 from tandem.workers import WorkerInfo, WorkerRegistry
 from worker.artifact_collector import ArtifactCollector
-from worker.device import MODEL_SHARE, choose_device, memory_bytes
+from worker.device import MODEL_SHARE, TRAINING_SHARE, choose_device, memory_bytes
 from worker.executor import JobExecutor, Runner
+from worker.lane_limit import LaneLimit
 from worker.lease import LeaseKeeper
-from worker.loading import Loader, ResidentModel
+from worker.loading import Loader, ResidentModel, resident_task
 from worker.media.limits import MediaLimits
 from worker.monitor import JobMonitor
 from worker.reaper import Reaper
 from worker.reporter import Reporter
 from worker.residency import Key, ResidentModels
+from worker.runners.batch import BatchRunner
 from worker.runners.finetune import FineTuneRunner
 from worker.runners.inference import InferenceRunner
 from worker.stall import StallWatch, exit_stalled
 from worker.ticket_consumer import TicketConsumer
+from worker.training.pace import LatencyTarget, TurnController
+from worker.training.room import TrainingRoom
 from worker.training.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,9 @@ ANNOUNCED_FOR_SECONDS = 10.0
 """A worker that is silent for so long is no longer listed."""
 CONSUMER_EXIT = 71
 """The exit status when Celery's event loop ended by itself: EX_OSERR of sysexits.h. A supervisor starts it again."""
+SHARDS_AT_ONCE = 2
+"""Shards of batches that one worker runs at a time: the second one fills the engine's slots while the first one ends,
+and more would be kept from other workers."""
 RELEASE_SECONDS = 10.0
 """After the drain's grace: for runners to stop within one step and for their jobs to be released."""
 
@@ -57,7 +64,7 @@ class WorkerService:
             torch.set_num_threads(settings.cpu_threads)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         jobs = self._services.jobs
-        self._turns = Turns(settings.quantum_seconds)
+        self._turns = Turns(pace=TurnController(latency_target(settings)))
         self._stalls = StallWatch(settings.stall_seconds, self._give_up)
         self._residents = self._make_residents()
         self._leases = LeaseKeeper(jobs, settings.lease_seconds, self.id)
@@ -70,8 +77,8 @@ class WorkerService:
         self._monitor = JobMonitor(self._consumer.tell_monitors, self._consumer.flush_events)
         self._executor = JobExecutor(jobs, self._leases, self._reporter, self._monitor, self._make_runners(), self.id)
         self._registry = WorkerRegistry(jobs)
-        self._training = threading.Lock()
-        """One training at a time: a second one would only take its share of the device."""
+        self._trainings = self._limit(settings.trainings, "finetune")
+        self._shards = self._limit(SHARDS_AT_ONCE, "batch")
         self._started_at = time.time()
         self._drain_asked = threading.Event()
 
@@ -94,7 +101,7 @@ class WorkerService:
         signal.signal(signal.SIGINT, self._ask_drain)
         queue, roles = redacted(self._settings.redis_url), ", ".join(self._settings.roles)
         log.info("worker %s on %s, roles %s, queue %s", self.id, self._device, roles, queue)
-        self._consumer.run([*self._lanes("inference"), *self._lanes("finetune")])
+        self._consumer.run([*self._lanes("inference"), *self._lanes("batch"), *self._lanes("finetune")])
         # The drain ends the process; Celery's loop ends by itself only when it has failed.
         log.critical("the ticket consumer has ended: the worker ends with status %d", CONSUMER_EXIT)
         self._leases.give_up()
@@ -116,13 +123,20 @@ class WorkerService:
 
     def _make_runners(self) -> dict[JobKind, Runner]:
         adapters = self._services.adapters
+        inference = InferenceRunner(
+            self._residents,
+            adapters,
+            self._services.artifacts,
+            adapter_rank=self._settings.adapter_rank,
+            media_limits=self._media_limits(),
+        )
         return {
-            "inference": InferenceRunner(
-                self._residents,
-                adapters,
+            "inference": inference,
+            "batch": BatchRunner(
+                inference,
+                lambda model, task: self._residents.use((model, resident_task(task))),
                 self._services.artifacts,
-                adapter_rank=self._settings.adapter_rank,
-                media_limits=self._media_limits(),
+                rows_at_once=self._settings.sequence_slots,
             ),
             "finetune": FineTuneRunner(
                 self._residents,
@@ -131,6 +145,8 @@ class WorkerService:
                 self._services.artifacts,
                 self._turns,
                 self._stalls,
+                adapter_rank=self._settings.adapter_rank,
+                room=TrainingRoom(memory_bytes(self._device) * TRAINING_SHARE),
             ),
         }
 
@@ -143,35 +159,32 @@ class WorkerService:
             video_pixels=settings.image_pixels,
         )
 
-    def _lanes(self, role: JobKind) -> list[str]:
+    def _limit(self, at_once: int, kind: JobKind) -> LaneLimit:
+        return LaneLimit(
+            at_once,
+            self._lanes(kind),
+            self._consumer,
+            goes_on=lambda: not self._drain_asked.is_set(),
+            ring=self._ring_for_waiting,
+        )
+
+    def _lanes(self, kind: JobKind) -> list[str]:
+        """The lanes of the jobs of a kind, if this worker's roles are for them."""
+        role = "inference" if kind == "batch" else kind
         if role not in self._settings.roles:
             return []
-        return [lane(role, entry.name) for entry in self._services.catalogue.entries()]
+        return [lane(kind, entry.name) for entry in self._services.catalogue.entries()]
 
     def _on_ticket(self, ticket_lane: str) -> None:
         """Runs in a pool thread: execute a job of the lane."""
-        training_lanes = self._lanes("finetune")
-        if ticket_lane not in training_lanes:
-            self._executor.run(ticket_lane)
-            return
-        if not self._training.acquire(blocking=False):
-            # The job stays queued, for another worker or for this one when its training has ended.
-            return
-        ran = False
-        try:
-            ran = self._executor.run(ticket_lane, on_claimed=lambda: self._consumer.pause(training_lanes))
-        finally:
-            # Not after a refused claim: the lane would be rung, and refused, without end.
-            goes_on = ran and not self._drain_asked.is_set()
-            if goes_on:
-                # Before the next training can begin, which pauses the lanes again.
-                self._consumer.resume(training_lanes)
-            self._training.release()
-            if goes_on:
-                self._ring_for_waiting()
+        for limit in (self._shards, self._trainings):
+            if ticket_lane in limit.lanes:
+                limit.run(lambda claimed: self._executor.run(ticket_lane, on_claimed=claimed))
+                return
+        self._executor.run(ticket_lane)
 
     def _ring_for_waiting(self) -> None:
-        """Tickets that came during the training were let go; ring for their jobs now."""
+        """Tickets that came meanwhile were let go; ring for their jobs now."""
         try:
             self._services.jobs.ring_lost()
         except QueueUnavailable as error:
@@ -210,9 +223,10 @@ class WorkerService:
         running = len(self._leases.running())
         log.info("draining: %d jobs have %.0f s to end", running, self._settings.drain_seconds)
         self._executor.close()
-        self._consumer.pause([*self._lanes("inference"), *self._lanes("finetune")])
-        # A training would outlast any grace; it keeps a checkpoint, and goes on elsewhere from there.
+        self._consumer.pause([*self._lanes("inference"), *self._lanes("batch"), *self._lanes("finetune")])
+        # These would outlast any grace; they keep a checkpoint, and go on elsewhere from there.
         self._leases.stop_all(Draining(), kind="finetune")
+        self._leases.stop_all(Draining(), kind="batch")
         if not self._leases.wait_idle(self._settings.drain_seconds):
             self._leases.stop_all(Draining())
             if not self._leases.wait_idle(RELEASE_SECONDS):
@@ -227,3 +241,12 @@ class WorkerService:
         logging.shutdown()
         # Celery's threads pool cannot be ended in order (facts in docs/decisions/0001): the process is.
         os._exit(0)
+
+
+def latency_target(settings: WorkerSettings) -> LatencyTarget:
+    """What the settings say about training while models serve."""
+    return LatencyTarget(
+        slowdown=settings.serving_slowdown,
+        gap_seconds=settings.serving_gap_ms / 1000,
+        least_share=settings.training_share,
+    )

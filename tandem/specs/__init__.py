@@ -28,19 +28,14 @@ from tandem.specs.encoders import (
     FillMaskSpec,
     TextClassificationSpec,
 )
-from tandem.specs.finetune import (
-    ChatRow,
-    CompletionRow,
-    FineTuneSpec,
-    Hyperparameters,
-    TrainingRow,
-)
+from tandem.specs.finetune import FineTuneSpec, Hyperparameters
 from tandem.specs.generation import ChatMessage, GenerationParameters, TextGenerationSpec
 from tandem.specs.media import Media, replace_media
 from tandem.specs.methods import MAX_LORA_RANK, METHODS, LoraMethod
 from tandem.specs.multimodal import MultimodalSpec
 from tandem.specs.tasks import ALIASES, TASKS, NamedTask, Task, with_task_named
 from tandem.specs.text import TextSpec
+from tandem.specs.training_rows import ChatRow, CompletionRow, TrainingRow
 from tandem.specs.vision import VisionSpec
 
 AnyInferenceSpec = TextGenerationSpec | EncoderSpec | TextSpec | VisionSpec | AudioSpec | MultimodalSpec

@@ -1,8 +1,8 @@
 """Tasks of encoders on texts: embeddings, masked words, classification."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from tandem.specs.base import MAX_INPUTS, InferenceBase, Spec, Text, TextInputs
 
@@ -12,6 +12,35 @@ MAX_TARGET_CHARACTERS = 256
 """In one of them: they are words."""
 MAX_UNPOOLED_INPUTS = 64
 """Texts whose token vectors one job returns: 512 tokens of 768 floats are about 8 MB of JSON."""
+
+
+MAX_INPUT_TOKENS = 131_072
+"""Token ids of one text: no encoder reads so many."""
+
+Tokens = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=MAX_INPUT_TOKENS)
+]
+
+
+def _form(value: Any) -> str:
+    """Which form a value is meant to have. Its name is in brackets, so that no error takes it for a field."""
+    if not isinstance(value, list | tuple):
+        return "(text)"
+    if value and isinstance(value[0], int):
+        return "(tokens)"
+    return "(many)"
+
+
+TextOrTokens = Annotated[
+    Annotated[Text, Tag("(text)")] | Annotated[Tokens, Tag("(tokens)")],
+    Discriminator(lambda value: "(tokens)" if isinstance(value, list | tuple) else "(text)"),
+]
+TextsOrTokens = Annotated[
+    Annotated[Text, Tag("(text)")]
+    | Annotated[Tokens, Tag("(tokens)")]
+    | Annotated[tuple[TextOrTokens, ...], Field(min_length=1, max_length=MAX_INPUTS), Tag("(many)")],
+    Discriminator(_form),
+]
 
 
 class EmbeddingParameters(Spec):
@@ -57,12 +86,13 @@ class FeatureExtractionSpec(InferenceBase):
     """Texts in, vectors out: sentence embeddings by the model's own pooling, or a vector a token."""
 
     task: Literal["feature-extraction"]
-    inputs: TextInputs
+    inputs: TextsOrTokens
+    """Texts, each as it is or as token ids of the model's own tokenizer. The latter are read as their text."""
     parameters: EmbeddingParameters = EmbeddingParameters()
 
     @model_validator(mode="after")
     def _has_vectors_for_so_many_texts(self) -> Self:
-        texts = len(self.inputs) if isinstance(self.inputs, tuple) else 1
+        texts = 1 if isinstance(self.inputs, str) or isinstance(self.inputs[0], int) else len(self.inputs)
         if self.parameters.pooling == "none" and texts > MAX_UNPOOLED_INPUTS:
             raise ValueError(
                 f'`inputs` are {texts} texts; with `pooling: "none"`, which gives a vector a token, at most '

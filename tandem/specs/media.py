@@ -17,9 +17,11 @@ ARTIFACT = re.compile(r"artifact-([0-9a-f]{64})")
 FILE = re.compile(r"file-[0-9a-f]{24}")
 DATA_URL = re.compile(r"data:[^,;]{0,128}(?:;[^,;]{0,128})*;base64,")
 
-Purpose = Literal["fine-tune", "batch", "vision", "user_data", "adapter"]
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals", "adapter"]
 """What an uploaded file is for, in OpenAI's words: images are `vision`, other inputs of jobs `user_data`. One word is
-ours: an `adapter` is a PEFT folder as a zip file."""
+ours: an `adapter` is a PEFT folder as a zip file. Nothing here reads `assistants` and `evals`: they are only kept."""
+StoredPurpose = Literal[Purpose, "batch_output", "fine-tune-results"]
+"""The same, and what files are for that the service makes itself."""
 
 
 class Media(str):

@@ -19,10 +19,12 @@ LINEAR_METHODS: dict[str, frozenset[str]] = {
     "VERA": frozenset({"r", "save_projection"}),
     "IA3": frozenset(),
 }
-"""PEFT's methods that update linear layers by sums or factors, with the config's fields that their reading acts on."""
+"""PEFT's methods that update linear layers by sums or factors, with the config's fields that their reading uses."""
 
 APART_METHODS: dict[str, frozenset[str]] = {
-    "OFT": frozenset({"oft_block_size", "block_share", "coft", "eps", "use_cayley_neumann"}),
+    "OFT": frozenset(
+        {"r", "oft_block_size", "block_share", "coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms"}
+    ),
 }
 """PEFT's methods that no batch of several adapters holds: PEFT itself runs them, with the fields that it acts on."""
 

@@ -23,8 +23,8 @@ MAX_GRAMMAR_CHARACTERS = 65_536
 MAX_DESCRIPTION_CHARACTERS = 4096
 
 
-def _within_limits(schema: Any) -> Any:
-    """Before pydantic walks it: a deep schema would be a deep recursion."""
+def within_schema_limits(schema: Any) -> Any:
+    """The schema itself. Asked before pydantic walks it: a deep schema would be a deep recursion."""
     if not isinstance(schema, dict):
         return schema  # pydantic says what is expected
     if any(depth > MAX_SCHEMA_DEPTH for depth in _depths(schema)):
@@ -61,7 +61,7 @@ class JsonSchema(Spec):
     """For people and logs; it changes nothing."""
     description: str | None = Field(default=None, max_length=MAX_DESCRIPTION_CHARACTERS)
     """The same. (Say in the prompt what the model should know.)"""
-    schema_: Annotated[dict[str, JsonValue], BeforeValidator(_within_limits)] = Field(alias="schema")
+    schema_: Annotated[dict[str, JsonValue], BeforeValidator(within_schema_limits)] = Field(alias="schema")
     """JSON Schema, draft 2020-12 unless its `$schema` names another."""
     strict: bool | None = None
     """A keyword that cannot be enforced is refused by its name; `false` ignores it instead, and the text may then

@@ -18,7 +18,7 @@ from transformers import (
 
 from tandem.errors import InvalidTrainingData
 from tandem.specs import Hyperparameters, LoraMethod
-from tandem.specs.finetune import TextClassificationRow
+from tandem.specs.training_rows import TextClassificationRow
 from tests.unit.training.tiny_encoders import TOKENIZERS, question_rows, tagged_rows, text_rows, tiny_body
 from worker.encoders.adapted_body import AdaptedBody
 from worker.encoders.encoder_adapter import read_encoder_adapter

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedTokenizerBase, TokenClassificationPipeline
 
 from tandem.errors import InvalidRequest, PromptTooLong
+from tandem.specs.encoders import SimilarityParameters
 from worker.encoders.adapted_body import AdaptedBody, BodyRow
 from worker.encoders.adapter_heads import BodyStandIn
 from worker.encoders.encoder_adapter import EncoderAdapter
@@ -25,6 +26,7 @@ from worker.tasks.batched_task import BatchedTask, Pause, Piece
 from worker.tasks.encoder_task import EncodedText
 from worker.tasks.feature_extraction import FeatureExtraction
 from worker.tasks.pipeline_task import PipelinePiece
+from worker.tasks.sentence_similarity import SentenceSimilarity
 
 PIPELINES: dict[str, type[Pipeline]] = {
     "token-classification": TokenClassificationPipeline,
@@ -40,7 +42,7 @@ class AdapterParameters:
     adapter: EncoderAdapter | None
     """None runs the base, which makes embeddings."""
     parameters: Any
-    """Those of the adapter's task, or EmbeddingParameters."""
+    """Those of the adapter's task; of embeddings EmbeddingParameters, or SimilarityParameters to compare them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +71,7 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         self._base = FeatureExtraction(body.body, tokenizer)
         self._base_stand_in = BodyStandIn(body.body.device)
         self._base.model = self._base_stand_in
+        self._similarity = SentenceSimilarity(self._base)
         # Windows and truncated texts then fit the body, and padding is where the body has it.
         tokenizer.model_max_length = self._base.max_tokens
         tokenizer.padding_side = "right"
@@ -76,10 +79,12 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         self._tasks: WeakKeyDictionary[EncoderAdapter, BatchedTask[Any, Any]] = WeakKeyDictionary()
 
     def task_of(self, adapter: EncoderAdapter) -> BatchedTask[Any, Any]:
-        """The adapter's own task, around its head: as a model with such a head does it.
+        """The adapter's own task, around its head: as a model with such a head does it. Without one, the base's.
 
         Its `forward` is for this object alone to call.
         """
+        if adapter.own_head is None:
+            return self._base
         with self._encoding:
             if adapter not in self._tasks:
                 self._tasks[adapter] = self._make_task(adapter)
@@ -96,7 +101,9 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         adapter = parameters.adapter
         if adapter is not None:
             self._body.check(adapter)
-        task = self._base if adapter is None else self.task_of(adapter)
+        task: BatchedTask[Any, Any] = self._base if adapter is None else self.task_of(adapter)
+        if task is self._base and isinstance(parameters.parameters, SimilarityParameters):
+            task = self._similarity
         with self._encoding:
             encoded: list[list[Any]] = task.encode(inputs, parameters.parameters, first=first)
         return [
@@ -156,7 +163,7 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         return AdapterPiece(task, piece, row, self._body.company(adapter))
 
     def _stand_in(self, adapter: EncoderAdapter | None) -> BodyStandIn:
-        return self._base_stand_in if adapter is None else adapter.stand_in
+        return self._base_stand_in if adapter is None or adapter.own_head is None else adapter.stand_in
 
 
 def _model_inputs(piece: EncodedText | PipelinePiece) -> Mapping[str, Any]:

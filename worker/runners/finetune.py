@@ -4,9 +4,9 @@ A training's checkpoints go to the artifact store, and their digests into the jo
 another worker goes on, after a drain, a pause or a crash.
 """
 
-import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,26 +14,24 @@ from typing import Any
 
 from tandem.adapters import AdapterManifest, AdapterStore, Served, adapter_id
 from tandem.artifacts import ArtifactStore
-from tandem.errors import Draining, Paused, QueueUnavailable, UnknownArtifact
+from tandem.errors import Draining, Paused, UnknownArtifact
 from tandem.files import FileStore, StoredFile
-from tandem.specs import FineTuneSpec, TrainingRow
-from tandem.specs.finetune import RESIDENT_TASK, FineTuneTask
-from tandem.training_rows import labels_of, read_rows
+from tandem.specs import FineTuneSpec
+from tandem.specs.finetune import ENCODER_ADAPTER_TASKS, RESIDENT_TASK, TEXT_TO_TEXT, FineTuneTask
+from tandem.training_rows import RowFile, labels_of
+from worker.apart import ApartAdapter, read_served
 from worker.attempt import Attempt
 from worker.loading import ResidentModel
 from worker.residency import ResidentModels
+from worker.runners.training_checkpoints import JobCheckpoints, PublishedCheckpoints
 from worker.stall import StallWatch
-from worker.training.checkpoint import CHECKPOINT_FILES
+from worker.training.curve import loss_picture, loss_table
 from worker.training.loop import train
+from worker.training.room import TrainingRoom
 from worker.training.turns import Turns
 
-log = logging.getLogger(__name__)
-
-RECORD_SECONDS = 5.0
-"""How long a stopping training tries to record its last checkpoint while Redis is away. Without it the job goes on
-from the one before, so this is shorter than what a drain allows runners to end."""
-RECORD_RETRY_SECONDS = 0.25
-"""Between these tries: a server that fails over is back after seconds."""
+LABELLED_TASKS = ("text-classification", "token-classification")
+"""Tasks whose rows have labels that an adapter's manifest names."""
 QUIET_SECONDS = 600.0
 """A training that does not ask for so long whether it must stop stands still: a micro step takes seconds, the
 encoding of a large file minutes."""
@@ -48,13 +46,20 @@ class FineTuneRunner:
         artifacts: ArtifactStore,
         turns: Turns,
         stalls: StallWatch,
+        *,
+        adapter_rank: int,
+        room: TrainingRoom | None = None,
     ) -> None:
+        """`adapter_rank`: of the batch's adapter slots, by which an adapter's way to be served is told. `room`: the
+        memory that trainings share; None sets no limit."""
         self._residents = residents
         self._files = files
         self._adapters = adapters
         self._artifacts = artifacts
         self._turns = turns
         self._stalls = stalls
+        self._adapter_rank = adapter_rank
+        self._room = room or TrainingRoom()
 
     def __call__(self, attempt: Attempt) -> dict[str, Any]:
         spec = FineTuneSpec.model_validate(attempt.job.spec)
@@ -65,17 +70,47 @@ class FineTuneRunner:
             with self._residents.use((spec.model, RESIDENT_TASK[spec.task])) as resident:
                 manifest = self._train(attempt, spec, adapter, resident)
         self._adapters.publish(manifest)
-        return {"adapter": manifest.id, "served": manifest.served, "metrics": manifest.metrics}
+        return {
+            "adapter": manifest.id,
+            "served": manifest.served,
+            "metrics": manifest.metrics,
+            "files": manifest.result_files,
+            "checkpoints": list(manifest.checkpoints),
+        }
 
     def _train(self, attempt: Attempt, spec: FineTuneSpec, adapter: str, resident: ResidentModel) -> AdapterManifest:
         attempt.check()
-        training, training_rows = self._rows(spec.training_file, spec.task, "training_file")
+        training, training_rows = self._rows(spec, spec.training_file, "training_file")
         validation, validation_rows = (
             (None, None)
             if spec.validation_file is None
-            else self._rows(spec.validation_file, spec.task, "validation_file")
+            else self._rows(spec, spec.validation_file, "validation_file")
         )
+        labels = labels_of(spec.task, training_rows) if spec.task in LABELLED_TASKS else ()
+
+        def manifest(name: str, folder: Path, metrics: dict[str, Any]) -> AdapterManifest:
+            files = self._adapters.put_folder(folder)
+            return AdapterManifest(
+                id=name,
+                owner=attempt.job.owner,
+                base=spec.model,
+                base_revision=resident.entry.revision,
+                task=spec.task,
+                labels=labels,
+                method=spec.method,
+                job_id=attempt.job.id,
+                training_data=training.digest,
+                validation_data=None if validation is None else validation.digest,
+                metrics=metrics,
+                served=self._served(spec.task, name, folder, resident),
+                files={file: artifact.digest for file, artifact in files.items()},
+                created_at=time.time(),
+            )
+
         checkpoints = JobCheckpoints(attempt, self._artifacts)
+        published = PublishedCheckpoints(
+            self._adapters, adapter, attempt, limit=spec.save_total_limit, manifest=manifest
+        )
         assert resident.tokenizer is not None, "what is learned, is learned from texts"
         with (
             tempfile.TemporaryDirectory(prefix="tandem-training-") as name,
@@ -89,6 +124,7 @@ class FineTuneRunner:
                     resident.model,
                     resident.tokenizer,
                     task=spec.task,
+                    learning=spec.objective,
                     base_name=resident.entry.hub or resident.entry.name,
                     base_revision=resident.entry.revision,
                     training_rows=training_rows,
@@ -101,31 +137,50 @@ class FineTuneRunner:
                     folder=folder,
                     resume_from=checkpoints.fetch(Path(name) / "checkpoint"),
                     on_checkpoint=checkpoints.store,
+                    on_adapter=published.publish if spec.publish_checkpoints else None,
+                    report_to=spec.report_to,
+                    room=self._room,
                 )
             except (Draining, Paused):
                 checkpoints.record_late()
                 raise
-            files = self._adapters.put_folder(folder)
+            made = manifest(adapter, folder, asdict(outcome))
         attempt.check()
         self._keep_data(training, validation)
         return self._adapters.publish(
-            AdapterManifest(
-                id=adapter,
-                owner=attempt.job.owner,
-                base=spec.model,
-                base_revision=resident.entry.revision,
-                task=spec.task,
-                labels=labels_of(spec.task, training_rows),
-                method=spec.method,
-                job_id=attempt.job.id,
-                training_data=training.digest,
-                validation_data=None if validation is None else validation.digest,
-                metrics=asdict(outcome),
-                served=_served(spec.task, resident),
-                files={file: artifact.digest for file, artifact in files.items()},
-                created_at=time.time(),
+            made.model_copy(
+                update={
+                    "result_files": self._result_files(attempt, adapter, outcome.history),
+                    "checkpoints": tuple(published.listed()),
+                }
             )
         )
+
+    def _result_files(self, attempt: Attempt, adapter: str, history: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """The loss as a table and as a picture, stored as files of the job's owner: name → file id."""
+        contents = {"metrics.csv": loss_table(history), "loss.png": loss_picture(history, adapter)}
+        return {
+            name: self._files.create(
+                [content],
+                filename=f"{attempt.job.id}-{name}",
+                purpose="fine-tune-results",
+                owner=attempt.job.owner,
+                limit=len(content),
+            ).id
+            for name, content in contents.items()
+        }
+
+    def _served(self, task: FineTuneTask, adapter: str, folder: Path, resident: ResidentModel) -> Served:
+        """Encoders mix what they learn. The library's generate() serves encoder-decoders, one adapter at a time, and
+        language models that the engine does not hold, without any."""
+        if task in ENCODER_ADAPTER_TASKS:
+            return "mixed-batch"
+        if task in TEXT_TO_TEXT:
+            return "apart"
+        if resident.engine is None:
+            return "not-served"
+        read = read_served(adapter, folder, resident.model, rank_limit=self._adapter_rank)
+        return "apart" if isinstance(read, ApartAdapter) else "mixed-batch"
 
     def _keep_data(self, *files: StoredFile | None) -> None:
         """The manifest refers to the data from now on, which may be old: no collector takes it meanwhile."""
@@ -136,71 +191,16 @@ class FineTuneRunner:
                 ):  # deleted by its owner during the training: the manifest names it only
                     self._artifacts.refresh(file.digest)
 
-    def _rows(self, file_id: str, task: FineTuneTask, param: str) -> tuple[StoredFile, list[TrainingRow]]:
+    def _rows(self, spec: FineTuneSpec, file_id: str, param: str) -> tuple[StoredFile, RowFile]:
         file = self._files.get(file_id, param=param)
-        return file, list(read_rows(self._files.content(file), task, param=param))
-
-
-class JobCheckpoints:
-    """The checkpoints of one attempt's training: files in the artifact store, their digests in the job's record."""
-
-    def __init__(self, attempt: Attempt, artifacts: ArtifactStore) -> None:
-        self._attempt = attempt
-        self._artifacts = artifacts
-        self._unrecorded: dict[str, Any] | None = None
-
-    def fetch(self, folder: Path) -> Path | None:
-        """Write what an earlier attempt has left into a new folder; None if it left nothing that is still there."""
-        checkpoint = self._attempt.job.checkpoint
-        if checkpoint is None:
-            return None
-        folder.mkdir()
-        try:
-            # Only the files that a checkpoint has: names in a record choose no path here.
-            for name in CHECKPOINT_FILES:
-                self._artifacts.fetch(checkpoint["files"][name], folder / name)
-        except (KeyError, UnknownArtifact) as error:
-            log.warning("%s: its checkpoint is gone: %s", self._attempt.job.id, error)
-            self._attempt.report(
-                "warning", {"message": f"the training starts anew, without its checkpoint: {error} is gone"}
-            )
-            return None
-        return folder
-
-    def store(self, folder: Path, step: int) -> None:
-        """Keep a checkpoint in place of the one before.
-
-        Raises Superseded, QueueUnavailable, and whatever the artifact store's file system does.
-        """
-        files = {name: self._artifacts.put_file(folder / name).digest for name in CHECKPOINT_FILES}
-        self._unrecorded = {"step": step, "files": files}
-        self._record()
-
-    def record_late(self) -> None:
-        """Before the job goes back to its queue: record the last checkpoint if Redis was away when it was stored.
-
-        Raises Superseded.
-        """
-        give_up_at = time.monotonic() + RECORD_SECONDS
-        while self._unrecorded is not None:
-            try:
-                self._record()
-            except QueueUnavailable as error:
-                if time.monotonic() >= give_up_at:
-                    log.warning("%s: its last checkpoint is not recorded: %s", self._attempt.job.id, error.message)
-                    return
-                time.sleep(RECORD_RETRY_SECONDS)  # nothing signals that Redis is back
-
-    def _record(self) -> None:
-        assert self._unrecorded is not None
-        self._attempt.save_checkpoint(self._unrecorded)
-        self._attempt.report("checkpoint", {"step": self._unrecorded["step"]})
-        self._unrecorded = None
-
-
-def _served(task: FineTuneTask, resident: ResidentModel) -> Served:
-    """The engine mixes every method's adapters, and so do encoders; the library's generate() takes none."""
-    return "not-served" if task == "text-generation" and resident.engine is None else "mixed-batch"
+        rows = RowFile(
+            lambda: self._files.content(file),
+            spec.task,
+            objective=spec.objective.type,
+            param=param,
+            on_broken_row=spec.on_broken_row,
+        )
+        return file, rows
 
 
 def _without_type(event: dict[str, Any]) -> dict[str, Any]:

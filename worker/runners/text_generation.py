@@ -1,32 +1,37 @@
 """Runs text-generation jobs: in the continuous batch, or by the library for models that the engine cannot hold."""
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from itertools import starmap
 from typing import Any, TypeVar, cast
 
-from transformers import PreTrainedTokenizerBase
-
-from tandem.errors import AttemptStopped, InvalidRequest, UnsupportedTask
-from tandem.specs import PRIORITIES, ChatMessage, GenerationParameters, TextGenerationSpec
+from tandem.errors import AttemptStopped, UnsupportedTask
+from tandem.specs import PRIORITIES, GenerationParameters, TextGenerationSpec
 from tandem.specs.response_format import TextFormat
+from tandem.tool_calls import CLOSE
 from worker.adapter_cache import AdapterCache
+from worker.apart import ApartAdapter
 from worker.attempt import Attempt
+from worker.encoders import EncoderBatcher
 from worker.engine.adapters.weights import AdapterWeights
+from worker.engine.loop import EngineLoop
 from worker.engine.sequence import Generated, Sequence
-from worker.engine.tokens.sampler import Chosen
+from worker.engine.tokens.sampling import Constraint
 from worker.loading import ResidentModel
 from worker.media.reader import MediaReader
+from worker.runners.text_answers import TextAnswers
+from worker.runners.text_stream import TextStream
+from worker.runners.tool_constraint import ToolConstraint
+from worker.tasks.prompts import Prompt, encode_prompt, has_calls
 from worker.tasks.text_generation import TextGenerationByGenerate
-from worker.tasks.token_logprobs import token_logprobs
 
 ResultT = TypeVar("ResultT")
 
 
 class TextGenerationRunner:
-    """One job is one prompt: `n` texts for it are as many sequences, submitted together."""
+    """One job has one prompt or several; each of the `n` texts of each is a sequence, and all run together."""
 
-    def __init__(self, adapters: AdapterCache[AdapterWeights]) -> None:
+    def __init__(self, adapters: AdapterCache[AdapterWeights | ApartAdapter]) -> None:
         self._adapters = adapters
 
     def run(
@@ -38,33 +43,35 @@ class TextGenerationRunner:
         """
         if resident.engine is None:
             return self._by_library(attempt, spec, resident, media)
-        return self._by_engine(attempt, spec, resident)
+        adapter = None if spec.adapter is None else self._adapters.get(spec.adapter, resident.model)
+        if isinstance(adapter, ApartAdapter):
+            return self._apart(attempt, spec, resident, media, adapter)
+        return self._by_engine(attempt, spec, resident, adapter)
 
-    def _by_engine(self, attempt: Attempt, spec: TextGenerationSpec, resident: ResidentModel) -> dict[str, Any]:
+    def _by_engine(
+        self, attempt: Attempt, spec: TextGenerationSpec, resident: ResidentModel, adapter: AdapterWeights | None
+    ) -> dict[str, Any]:
         assert resident.engine is not None
         assert resident.tokenizer is not None
-        prompt = encode_prompt(resident.tokenizer, spec.inputs)
-        adapter = None if spec.adapter is None else self._adapters.get(spec.adapter, resident.model)
-        sequences = [
-            self._sequence(attempt, spec, prompt, resident, adapter=adapter, choice=choice)
-            for choice in range(spec.parameters.n)
-        ]
-        submitted: list[Sequence] = []
-        try:
-            for sequence in sequences:
-                resident.engine.submit(sequence)
-                submitted.append(sequence)
-                attempt.on_stop(sequence.cancel)
-            generated = _results([sequence.future for sequence in submitted])
-        except AttemptStopped:
-            # The engine knows only that a sequence was cancelled; the attempt knows why.
-            attempt.check()
-            raise
-        finally:
-            # A failure of one ends the others, which must not go on for nobody; what has ended stays as it is.
-            for sequence in submitted:
-                sequence.cancel()
-        return _joined([_row(each, spec, resident.tokenizer) for each in generated])
+        answers = TextAnswers(attempt.job.id, spec, resident.tokenizer)
+        streams: list[TextStream] = []
+        sequences: list[Sequence] = []
+        for prompt in spec.prompts:
+            tokens = encode_prompt(resident.tokenizer, spec, prompt)
+            for choice in range(spec.parameters.n):
+                stream = answers.stream(attempt, len(sequences))
+                on_text = None if stream is None or not spec.parameters.max_new_tokens else stream.tell
+                sequence = self._sequence(
+                    attempt, spec, tokens, resident, adapter=adapter, choice=choice, on_text=on_text
+                )
+                sequences.append(sequence)
+                if stream is not None:
+                    stream.begin(answers.before(prompt), sequence)
+                    streams.append(stream)
+        generated = _run(attempt, resident.engine, sequences)
+        for stream in streams:
+            stream.finish()
+        return answers.result(generated, [sequence.prompt_tokens for sequence in sequences])
 
     def _sequence(
         self,
@@ -75,27 +82,18 @@ class TextGenerationRunner:
         *,
         adapter: AdapterWeights | None,
         choice: int,
+        on_text: Callable[[str], None] | None,
     ) -> Sequence:
-        which = {} if spec.parameters.n == 1 else {"index": choice}
-
-        constraint = None
-        if spec.parameters.response_format is not None:
-            # Compiled here, in the job's thread: the sequences that run meanwhile do not wait for it.
-            assert resident.constraints is not None
-            constraint = resident.constraints.compile(spec.parameters.response_format)
-
-        def tell(text: str) -> None:
-            attempt.report("tokens", {"text": text, **which})
-
         return Sequence(
             prompt,
-            choice_parameters(spec.parameters, choice),
+            sequence_parameters(spec, choice),
             adapter=adapter,
-            constraint=constraint,
+            # Compiled here, in the job's thread: the sequences that run meanwhile do not wait for it.
+            constraint=compile_constraint(spec, resident),
             deadline=attempt.deadline,
             priority=PRIORITIES.index(attempt.job.priority),
             owner=attempt.job.owner,
-            on_text=tell if spec.stream else None,
+            on_text=on_text,
         )
 
     def _by_library(
@@ -103,30 +101,95 @@ class TextGenerationRunner:
     ) -> dict[str, Any]:
         """For a model that the engine cannot hold, as its result says. It streams nothing.
 
-        Raises UnsupportedTask for an adapter and for a response format.
+        Raises UnsupportedTask for an adapter.
         """
         if spec.adapter is not None:
             raise UnsupportedTask(
                 f"{spec.model!r} is served by the library's generate(), which takes no adapters", param="adapter"
             )
+        return self._by_generate(attempt, spec, resident.batchers.get(spec.task), media, served=resident.entry.name)
+
+    def _apart(
+        self,
+        attempt: Attempt,
+        spec: TextGenerationSpec,
+        resident: ResidentModel,
+        media: MediaReader,
+        adapter: ApartAdapter,
+    ) -> dict[str, Any]:
+        """With an adapter that the engine's batch cannot hold. It streams nothing."""
+        assert resident.apart is not None
+        with resident.apart.use(adapter, spec.task) as batcher:
+            return self._by_generate(attempt, spec, batcher, media, served=adapter.id)
+
+    def _by_generate(
+        self, attempt: Attempt, spec: TextGenerationSpec, batcher: EncoderBatcher, media: MediaReader, *, served: str
+    ) -> dict[str, Any]:
+        """Raises UnsupportedTask for a response format, and for a call that is not the model's own choice."""
         if not isinstance(spec.parameters.response_format, TextFormat | None):
             raise UnsupportedTask(
-                f"{spec.model!r} is served by the library's generate(), which follows no `response_format`; leave it "
-                "out",
+                f"{served!r} is served by the library's generate(), which follows no `response_format`; leave it out",
                 param="parameters.response_format",
             )
-        batcher = resident.batchers.get(spec.task)
+        if spec.parameters.prompt_logprobs or not spec.parameters.max_new_tokens:
+            raise UnsupportedTask(
+                f"{served!r} is served by the library's generate(), which tells nothing of prompts; ask for new "
+                "tokens, without `prompt_logprobs`",
+                param="parameters.prompt_logprobs",
+            )
+        if spec.must_call:
+            raise UnsupportedTask(
+                f"{served!r} is served by the library's generate(), which cannot be held to a call; set "
+                "`tool_choice` to `auto`",
+                param="tool_choice",
+            )
         task = cast("TextGenerationByGenerate", batcher.task)
-        prompt = task.read(spec.inputs, media, "inputs")
         choices: list[Future[list[Any]]] = []
         try:
-            for choice in range(spec.parameters.n):
-                parameters = choice_parameters(spec.parameters, choice)
-                choices.append(batcher.submit([prompt], parameters, should_stop=attempt.check))
-            return _joined([row for (row,) in _results(choices)])
+            for prompt in spec.prompts:
+                read = _read(spec, prompt, task, media)
+                for choice in range(spec.parameters.n):
+                    parameters = sequence_parameters(spec, choice)
+                    choices.append(batcher.submit([read], parameters, should_stop=attempt.check))
+            rows = [row for (row,) in _results(choices)]
         finally:
             for future in choices:
                 future.cancel()
+        return TextAnswers(attempt.job.id, spec, task.pipeline.tokenizer).of_rows(rows)
+
+
+def _read(spec: TextGenerationSpec, prompt: Prompt, task: TextGenerationByGenerate, media: MediaReader) -> Any:
+    """The library's input; where it has no words for what is asked, the token ids."""
+    if spec.parameters.suffix is None and not spec.offered_tools and not has_calls(prompt):
+        return task.read(prompt, media, "inputs")
+    return encode_prompt(task.pipeline.tokenizer, spec, prompt)
+
+
+def sequence_parameters(spec: TextGenerationSpec, choice: int) -> GenerationParameters:
+    """The parameters of one of a prompt's texts."""
+    parameters = choice_parameters(spec.parameters, choice)
+    if not parameters.max_new_tokens:
+        # A sequence ends with a token: it is made, and not told.
+        parameters = parameters.model_copy(update={"max_new_tokens": 1})
+    if spec.offered_tools and not spec.must_call and spec.parallel_tool_calls is False:
+        # One call is enough: what comes behind it would not be told.
+        parameters = parameters.model_copy(update={"stop": (*parameters.stop, CLOSE)})
+    return parameters
+
+
+def compile_constraint(spec: TextGenerationSpec, resident: ResidentModel) -> Constraint | None:
+    """What the answer must look like: a call, JSON, … . Raises InvalidRequest for what cannot be enforced."""
+    response_format = spec.parameters.response_format
+    if isinstance(response_format, TextFormat):
+        response_format = None
+    if response_format is None and not spec.must_call:
+        return None
+    assert resident.constraints is not None
+    assert resident.tokenizer is not None
+    if spec.offered_tools:
+        return ToolConstraint(resident.constraints, resident.tokenizer).compile(spec)
+    assert response_format is not None, "a call that must be has a tool"
+    return resident.constraints.compile(response_format)
 
 
 def choice_parameters(parameters: GenerationParameters, choice: int) -> GenerationParameters:
@@ -141,54 +204,23 @@ def choice_parameters(parameters: GenerationParameters, choice: int) -> Generati
     return parameters.model_copy(update={"seed": seed})
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, inputs: str | tuple[ChatMessage, ...]) -> list[int]:
-    """Token ids of a plain prompt, or of a conversation by the model's own chat template.
-
-    Raises InvalidRequest if the model has no template, or if the template refuses the messages.
-    """
-    if isinstance(inputs, str):
-        return list(tokenizer(inputs).input_ids)
-    if tokenizer.chat_template is None:
-        raise InvalidRequest(
-            "`inputs` are messages, but the model has no chat template; send one text", param="inputs"
-        )
+def _run(attempt: Attempt, engine: EngineLoop, sequences: list[Sequence]) -> list[Generated]:
+    """What all of them come to; if one fails, none goes on. Raises what stopped the attempt."""
+    submitted: list[Sequence] = []
     try:
-        text = tokenizer.apply_chat_template(
-            [message.model_dump() for message in inputs], tokenize=False, add_generation_prompt=True
-        )
-    except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"`inputs`: the model's chat template refuses them: {error}", param="inputs") from error
-    # The template writes the special tokens itself.
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _row(generated: Generated, spec: TextGenerationSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """One text's fields of the result."""
-    prompt = spec.inputs if spec.parameters.return_full_text and isinstance(spec.inputs, str) else ""
-    row: dict[str, Any] = {
-        "generated_text": prompt + generated.text,
-        "finish_reason": generated.finish_reason,
-        "prompt_tokens": generated.prompt_tokens,
-        "completion_tokens": generated.completion_tokens,
-        "path": "engine",
-    }
-    if spec.parameters.logprobs:
-        places = zip(generated.token_ids, generated.token_logprobs, generated.top_logprobs, strict=True)
-        row["logprobs"] = token_logprobs(tokenizer, starmap(Chosen, places))
-    return row
-
-
-def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The job's result from its texts: one is the result, several are its `choices`."""
-    if len(rows) == 1:
-        return rows[0]
-    shared = {"prompt_tokens", "path"}
-    return {
-        "choices": [{name: value for name, value in row.items() if name not in shared} for row in rows],
-        "prompt_tokens": rows[0]["prompt_tokens"],
-        "completion_tokens": sum(row["completion_tokens"] for row in rows),
-        "path": rows[0]["path"],
-    }
+        for sequence in sequences:
+            engine.submit(sequence)
+            submitted.append(sequence)
+            attempt.on_stop(sequence.cancel)
+        return _results([sequence.future for sequence in submitted])
+    except AttemptStopped:
+        # The engine knows only that a sequence was cancelled; the attempt knows why.
+        attempt.check()
+        raise
+    finally:
+        # A failure of one ends the others, which must not go on for nobody; what has ended stays as it is.
+        for sequence in submitted:
+            sequence.cancel()
 
 
 def _results(futures: list[Future[ResultT]]) -> list[ResultT]:

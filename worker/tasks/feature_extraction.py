@@ -1,25 +1,17 @@
 """feature-extraction: one vector for a text, by the pooling that its model was trained for, or one a token."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
-from tandem.errors import InvalidModel, InvalidRequest
+from tandem.errors import InvalidRequest
 from tandem.specs import EmbeddingParameters
 from worker.tasks.encoder_task import EncodedText, EncoderTask
-
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len")
-"""What `1_Pooling/config.json` may ask for, in the order in which sentence-transformers joins several."""
-
-MODULES = ("Transformer", "Pooling", "Normalize")
-"""sentence-transformers modules that are served. Normalize is the request's own parameter here."""
+from worker.tasks.pooling import model_file, model_poolings, pooled_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +32,13 @@ class FeatureExtraction(EncoderTask[EmbeddingParameters, list[Any]]):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """
         Raises:
-            InvalidModel: the model's pooling, or a layer after it, is not one of those above.
+            InvalidModel: the model's pooling, or a layer after it, is not one that is served.
         """
         super().__init__(model, tokenizer)
-        pooling = _model_file(model, "1_Pooling/config.json")
-        self.poolings = _poolings(model, pooling)
-        self._pools_prompts: bool = (pooling or {}).get("include_prompt", True)
-        self._prompts: dict[str, str] = (_model_file(model, "config_sentence_transformers.json") or {}).get(
+        self.poolings = model_poolings(model)
+        pooling = model_file(model, "1_Pooling/config.json") or {}
+        self._pools_prompts: bool = pooling.get("include_prompt", True)
+        self._prompts: dict[str, str] = (model_file(model, "config_sentence_transformers.json") or {}).get(
             "prompts", {}
         )
 
@@ -86,7 +78,7 @@ class FeatureExtraction(EncoderTask[EmbeddingParameters, list[Any]]):
             mask = batch["attention_mask"].unsqueeze(-1).clone()
             for number, row in enumerate(asked):
                 mask[number, : row.prompt_tokens] = 0
-            pooled = torch.cat([_pool(hidden, mask, pooling) for pooling in self.poolings], dim=-1).cpu()
+            pooled = pooled_vectors(hidden, mask, self.poolings).cpu()
             return [
                 pooled[number] if row.is_pooled else hidden[number, : len(row)].cpu()
                 for number, row in enumerate(asked)
@@ -122,54 +114,3 @@ class FeatureExtraction(EncoderTask[EmbeddingParameters, list[Any]]):
 def _special_tokens(mask: Sequence[int]) -> int:
     """How many special tokens stand at the beginning."""
     return next((place for place, is_special in enumerate(mask) if not is_special), len(mask))
-
-
-def _pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector a row, [rows, hidden], from token vectors [rows, tokens, hidden] and mask [rows, tokens, 1]."""
-    if pooling == "cls":
-        return hidden[:, 0]
-    if pooling == "max":
-        return hidden.masked_fill(mask == 0, float("-inf")).amax(dim=1)
-    total, count = (hidden * mask).sum(dim=1), mask.sum(dim=1)
-    return total / (count if pooling == "mean" else count.sqrt())
-
-
-def _poolings(model: Any, config: Any) -> list[str]:
-    """The model's poolings, from the files that sentence-transformers saves beside it; the mean without them."""
-    for module in _model_file(model, "modules.json") or []:
-        if module["type"].rsplit(".", 1)[-1] not in MODULES:
-            raise InvalidModel(
-                f"{model.name_or_path} makes its embeddings with a {module['type']} layer, which is not served; "
-                f"served are {', '.join(MODULES)}."
-            )
-    if config is None:
-        return ["mean"]
-    # Two generations of the file: one flag a pooling (`pooling_mode_mean_tokens`), or one name (`pooling_mode`).
-    if isinstance(config.get("pooling_mode"), str):
-        chosen = {config["pooling_mode"]}
-    else:
-        flags = {key for key, value in config.items() if key.startswith("pooling_mode_") and value is True}
-        chosen = {key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens") for key in flags}
-    if not chosen or not chosen <= set(POOLINGS):
-        raise InvalidModel(
-            f"{model.name_or_path} asks for the pooling {', '.join(sorted(chosen)) or 'none'}; served are "
-            f"{', '.join(POOLINGS)}."
-        )
-    return [pooling for pooling in POOLINGS if pooling in chosen]
-
-
-def _model_file(model: Any, name: str) -> Any:
-    """A JSON file beside the model's weights (its folder, or the hub's local cache); None where there is none."""
-    if not model.name_or_path:
-        return None
-    path = cached_file(
-        model.name_or_path,
-        name,
-        revision=getattr(model.config, "_commit_hash", None),
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return None
-    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -89,6 +89,10 @@ class PipelineTask(BatchedTask[SpecParametersT, PipelinePiece]):
         """The forward's options with criteria for its `generate()`; for pipelines that take these among their own."""
         return {**options, "stopping_criteria": criteria}
 
+    def preprocess(self, value: Any, options: dict[str, Any]) -> Any:
+        """The pipeline's own first step; for values that it does not know."""
+        return self.pipeline.preprocess(value, **options)
+
     # What the batcher asks
 
     def encode(
@@ -122,7 +126,7 @@ class PipelineTask(BatchedTask[SpecParametersT, PipelinePiece]):
             with refusals_named("parameters"):
                 preprocess, forward, postprocess = self._all_options(parameters)
             with refusals_named(name):
-                made = self.pipeline.preprocess(value, **preprocess)
+                made = self.preprocess(value, preprocess)
                 # A ChunkPipeline's is a generator, and does its work while it is read.
                 items = list(made) if isinstance(self.pipeline, ChunkPipeline) else [made]
         if not items:

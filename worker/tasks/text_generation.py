@@ -19,6 +19,7 @@ from worker.engine.tokens.sampling import Sampling
 from worker.media.reader import MediaReader
 from worker.tasks.batched_task import Pause
 from worker.tasks.pipeline_task import PipelinePiece
+from worker.tasks.prompts import Prompt
 from worker.tasks.text_pipeline_task import TextPipelineTask
 from worker.tasks.token_logprobs import token_logprobs
 from worker.tasks.written_text import WrittenText
@@ -32,14 +33,24 @@ class TextGenerationByGenerate(TextPipelineTask[GenerationParameters]):
 
     generates = True
 
-    def read(self, value: str | tuple[ChatMessage, ...], media: MediaReader, param: str) -> Any:  # noqa: ARG002
+    def read(self, value: Prompt, media: MediaReader, param: str) -> Any:  # noqa: ARG002
         if isinstance(value, str):
             return value
+        messages = [part for part in value if isinstance(part, ChatMessage)]
+        if not messages:
+            return list(value)
         if self.pipeline.tokenizer.chat_template is None:
             raise InvalidRequest(
                 f"`{param}` are messages, but the model has no chat template; send one text", param=param
             )
-        return Chat([message.model_dump() for message in value])  # type: ignore[arg-type]  # takes a list, says dict
+        return Chat([message.for_template() for message in messages])  # type: ignore[arg-type]  # takes a list, says dict
+
+    def preprocess(self, value: Any, options: dict[str, Any]) -> Any:
+        """Token ids need none."""
+        if not isinstance(value, list):
+            return super().preprocess(value, options)
+        tokens = torch.tensor([value])
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "prompt_text": value}
 
     def options(self, parameters: GenerationParameters) -> dict[str, Any]:
         return {

@@ -19,29 +19,39 @@ WORD_START = "▁"
 """SentencePiece's mark in place of a space (U+2581)."""
 
 
+class TokenLogprobs:
+    """Tells the tokens of one job's texts; what it has told of a token once it keeps."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._described: dict[int, tuple[str, list[int]]] = {}
+        self._tokenizer = tokenizer
+
+    def told(self, places: Iterable[Chosen]) -> list[dict[str, Any]]:
+        """For each place of a text: `token`, `id`, `logprob`, `bytes`, and `top_logprobs` with the same of others.
+
+        `bytes` are the token's own, since a character may span several tokens; `token` is what they are as text, with
+        replacement characters for what is no whole one.
+        """
+        return [
+            {
+                **self._one(chosen.token, chosen.logprob),
+                "top_logprobs": [self._one(token, logprob) for token, logprob in chosen.top],
+            }
+            for chosen in places
+        ]
+
+    def _one(self, token: int, logprob: float) -> dict[str, Any]:
+        described = self._described.get(token)
+        if described is None:
+            own = token_bytes(self._tokenizer, token)
+            described = self._described[token] = (own.decode(errors="replace"), list(own))
+        text, own_bytes = described
+        return {"token": text, "id": token, "logprob": max(logprob, LEAST_LOGPROB), "bytes": own_bytes}
+
+
 def token_logprobs(tokenizer: PreTrainedTokenizerBase, places: Iterable[Chosen]) -> list[dict[str, Any]]:
-    """For each place of a text: `token`, `id`, `logprob`, `bytes`, and `top_logprobs` with the same of the others.
-
-    `bytes` are the token's own, since a character may span several tokens; `token` is what they are as text, with
-    replacement characters for what is no whole one.
-    """
-
-    @cache
-    def described(token: int) -> tuple[str, list[int]]:
-        own = token_bytes(tokenizer, token)
-        return own.decode(errors="replace"), list(own)
-
-    def told(token: int, logprob: float) -> dict[str, Any]:
-        text, own = described(token)
-        return {"token": text, "id": token, "logprob": max(logprob, LEAST_LOGPROB), "bytes": own}
-
-    return [
-        {
-            **told(chosen.token, chosen.logprob),
-            "top_logprobs": [told(token, logprob) for token, logprob in chosen.top],
-        }
-        for chosen in places
-    ]
+    """What TokenLogprobs tells of one text."""
+    return TokenLogprobs(tokenizer).told(places)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:

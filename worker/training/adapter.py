@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel, get_peft_model
+from peft.utils.warning import PeftWarning
 from transformers import PreTrainedModel
 
 from tandem.errors import InvalidRequest
@@ -19,10 +20,13 @@ from worker.training.objectives import Objective
 from worker.training.virtual_tokens import refuse_unfit, start_from_text
 
 
-def attach_adapter(twin: PreTrainedModel, method: AnyMethod, base_name: str, objective: Objective) -> PeftModel:
+def attach_adapter(
+    twin: PreTrainedModel, method: AnyMethod, base_name: str, objective: Objective, *, total_steps: int
+) -> PeftModel:
     """A new adapter on the twin, in eval mode. Training must hold the device.
 
-    Raises InvalidRequest for a method, or targets of it, that the model does not take.
+    `total_steps` are the training's optimizer steps. Raises InvalidRequest for a method, or targets of it, that the
+    model does not take.
     """
     config = peft_config(
         method,
@@ -30,6 +34,7 @@ def attach_adapter(twin: PreTrainedModel, method: AnyMethod, base_name: str, obj
         base_name=base_name,
         task_type=objective.task_type,
         trained_whole=() if objective.head is None else head_names(twin),
+        total_steps=total_steps,
     )
     twin.name_or_path = base_name  # PEFT takes the name that the adapter's config gives to its base from here
     with warnings.catch_warnings():
@@ -61,7 +66,9 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """
     model.eval()  # such a network may have dropout, which belongs to training alone
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as unfinished:
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as unfinished, warnings.catch_warnings():
+        # PEFT suspects a fault of sharding where AdaLoRA has taken all ranks of a layer.
+        warnings.filterwarnings("ignore", "Adapter 'default'.*invalid shape", PeftWarning)
         # Nothing of the embedding is trained, so PEFT need not ask a hub whether the vocabulary has grown.
         model.save_pretrained(unfinished, save_embedding_layers=False)
         config_file = Path(unfinished) / CONFIG_FILE

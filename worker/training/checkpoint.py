@@ -4,7 +4,8 @@ A checkpoint is a folder of three files, safetensors and JSON: nothing pickled i
 could run code. It stands at the end of an optimizer step:
 
     tensors.safetensors   `adapter/<parameter>` the trained weights, `optimizer/<parameter>/<name>` their optimizer
-                          state, `random/<n>` training's random states (CPU, then CUDA)
+                          state, `random/<n>` training's random states (CPU, then CUDA), `best/…` the adapter of
+                          the best evaluation, where that is the one to keep
     trainer_state.json    transformers' TrainerState: step and epoch, from which it finds its place in the data
     checkpoint.json       what is trained (`Subject`), how far it has come (`Course`), the other files' SHA-256
 
@@ -14,7 +15,6 @@ Python's and numpy's generators are no part of it: training draws nothing from t
 import hashlib
 import json
 import tempfile
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tandem.errors import InvalidRequest
 from tandem.specs import Hyperparameters
-from tandem.specs.finetune import FineTuneTask
+from tandem.specs.finetune import FineTuneTask, ObjectiveSpec, SupervisedObjective
 from tandem.specs.methods import Method
-from worker.training.data import EncodedData
 
 TENSORS_FILE = "tensors.safetensors"
 RECORD_FILE = "checkpoint.json"
@@ -61,8 +60,9 @@ class Subject(_Part):
     base: Base
     task: FineTuneTask = "text-generation"
     data: str
-    """SHA-256 of the encoded rows: see `data_digest`."""
+    """SHA-256 of the encoded rows: see `encoding.data_digest`."""
     method: Method
+    objective: ObjectiveSpec = SupervisedObjective()
     hyperparameters: Hyperparameters
 
 
@@ -76,6 +76,8 @@ class Course(_Part):
     tokens: int
     unlogged_loss: float
     """Sum of the losses of the steps since the last `metrics` event."""
+    unlogged_figures: dict[str, Any]
+    """The other figures of those steps: see `FigureSums.state`."""
     last_logged_step: int
     first_loss: float | None
     last_losses: tuple[float, ...]
@@ -84,6 +86,8 @@ class Course(_Part):
     learning_rates: tuple[float, ...]
     """Of the optimizer's groups, for the next step."""
     scheduler: dict[str, Any]
+    rows_at_once: int
+    """Rows of a micro step that are run together: fewer than a batch has where they did not fit the memory."""
     seconds: float
     """Wall time so far, over all attempts."""
 
@@ -91,7 +95,7 @@ class Course(_Part):
 class _Record(_Part):
     """The content of checkpoint.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Raised when the meaning of a file changes: a worker of another version starts anew then."""
     subject: Subject
     course: Course
@@ -104,21 +108,6 @@ class Checkpoint:
     folder: Path
     course: Course
     tensors: dict[str, Tensor]
-
-
-def data_digest(training: EncodedData, validation: EncodedData | None) -> str:
-    """SHA-256 of all examples' token ids and labels, in order, and of what the labels mean."""
-    sha = hashlib.sha256()
-    for data in (training, validation):
-        examples = data.examples if data is not None else ()
-        sha.update(array("q", [len(examples)]).tobytes())
-        for example in examples:
-            # How many labels and token types there are follows from the task and the model.
-            numbers = (*example.input_ids, *example.labels, *(example.token_type_ids or ()))
-            sha.update(array("q", [len(example.input_ids), *numbers]).tobytes())
-    if training.labels:
-        sha.update(json.dumps(training.labels).encode())
-    return sha.hexdigest()
 
 
 def write_checkpoint(
@@ -168,6 +157,7 @@ def _refuse_other(found: Subject, wanted: Subject) -> None:
         ("task", "task"),
         ("data", "rows"),
         ("method", "method"),
+        ("objective", "objective"),
         ("hyperparameters", "hyperparameters"),
     ):
         if getattr(found, part) != getattr(wanted, part):

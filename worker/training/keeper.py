@@ -3,14 +3,16 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerState
 
 from tandem.errors import AttemptStopped
+from worker.training.adapter import save_adapter
 from worker.training.checkpoint import Course, Subject, write_checkpoint
 
 log = logging.getLogger(__name__)
@@ -30,14 +32,20 @@ class CheckpointKeeper:
         hand_over: Callable[[Path, int], None],
         on_event: Callable[[dict[str, Any]], None],
         *,
+        hand_over_adapter: Callable[[Path, int, Sequence[dict[str, Any]]], None] | None = None,
         save_steps: int | None,
         save_seconds: float = SAVE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`hand_over(folder, step)` is done with the folder, which lies in `scratch`, when it returns."""
+        """`hand_over(folder, step)` is done with the folder, which lies in `scratch`, when it returns.
+
+        So is `hand_over_adapter(folder, step, events)` with a folder as PEFT reads it; `events` are the metrics and
+        evaluations of that step. None: checkpoints are not to be used as adapters.
+        """
         self._subject = subject
         self._scratch = scratch
         self._hand_over = hand_over
+        self._hand_over_adapter = hand_over_adapter
         self._on_event = on_event
         self._save_steps = save_steps
         self._save_seconds = save_seconds
@@ -60,8 +68,8 @@ class CheckpointKeeper:
         """Whether exactly this point of the training is kept."""
         return self._kept == (step, evaluation_due)
 
-    def keep(self, course: Course, tensors: Mapping[str, Tensor], trainer_state: TrainerState) -> None:
-        """Write a checkpoint and hand it over.
+    def keep(self, course: Course, tensors: Mapping[str, Tensor], trainer_state: TrainerState) -> bool:
+        """Write a checkpoint and hand it over; answers whether that succeeded.
 
         A checkpoint that cannot be kept, since a disk is full or a server away, is no reason to end the training:
         it is logged and reported as a `warning`. Only what stops the attempt itself (AttemptStopped) is raised.
@@ -81,8 +89,32 @@ class CheckpointKeeper:
                     "message": f"the checkpoint of step {course.step} could not be kept: {error}",
                 }
             )
+            return False
         else:
             self._kept = (course.step, course.evaluation_due)
+            return True
         finally:
             self._last_try = self._clock()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_adapter(self, model: PeftModel, step: int) -> Path | None:
+        """The model's adapter in a new folder, if it is wanted. Training must hold the device."""
+        if self._hand_over_adapter is None:
+            return None
+        folder = self._scratch / f"adapter-{step}"
+        save_adapter(model, folder)
+        return folder
+
+    def hand_over_adapter(self, folder: Path, step: int, events: Sequence[dict[str, Any]]) -> None:
+        """Let a checkpoint be used as an adapter. A failure ends the training no more than one of `keep` does."""
+        assert self._hand_over_adapter is not None
+        try:
+            self._hand_over_adapter(folder, step, events)
+        except AttemptStopped:
+            raise
+        except Exception as error:  # as in `keep`
+            log.warning("the adapter of step %d is not published", step, exc_info=True)
+            message = f"the adapter of step {step} could not be published: {error}"
+            self._on_event({"type": "warning", "step": step, "message": message})
+        finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,45 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tandem.errors import InvalidRequest
 from tandem.specs import Hyperparameters, TrainingRow
-from tandem.specs.finetune import FineTuneTask
+from tandem.specs.finetune import FineTuneTask, ObjectiveSpec, SupervisedObjective, Tracker
 from tandem.specs.methods import AnyMethod, PromptLearningMethod
+from worker.training.adalora import OrthogonalityLoss, RankAllocation, adalora_of
 from worker.training.adapter import attach_adapter, save_adapter
 from worker.training.arguments import training_arguments
+from worker.training.borders import keeps_texts_apart
 from worker.training.checkpoint import (
     Base,
     Checkpoint,
     CheckpointUnusable,
     Subject,
-    data_digest,
     read_checkpoint,
 )
-from worker.training.data import EncodedData
+from worker.training.encoding import data_digest
+from worker.training.files import TrainingFiles, encode_files
 from worker.training.heads import build_headed_twin, draw_head
 from worker.training.keeper import SAVE_SECONDS, CheckpointKeeper
 from worker.training.objectives import Objective, objective_for
 from worker.training.outcome import TrainingOutcome, outcome_of
 from worker.training.randomness import SeededTurns, python_and_numpy_states_kept
 from worker.training.resumption import Event
+from worker.training.room import TrainingRoom, activation_bytes
+from worker.training.selection import Selection
 from worker.training.trained_state import check_fits
 from worker.training.trainer import TurnTrainer
 from worker.training.turns import Turns
-from worker.training.twin import build_twin, give_way_at_layers
+from worker.training.twin import GiveWayAtEveryCall, build_twin, give_way_at_layers
 from worker.training.virtual_tokens import inputs_of
 
 __all__ = ["TrainingOutcome", "train"]
 
-_only_training = threading.Lock()
-"""accelerate keeps the state of gradient accumulation in one object a process: two trainings at once would skip each
-other's optimizer steps."""
+WAITS_FOR_ROOM: Event = {"type": "warning", "message": "waits for memory, which other trainings hold"}
+
+_setting_up = threading.Lock()
+"""While a training holds it, it changes what belongs to the whole process, and puts it back: the filters of warnings,
+and the random states of Python and numpy. Two that did so crosswise would put back each other's. It is taken before
+the turn, never within one."""
 
 
 def train(
@@ -51,8 +59,8 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     *,
     base_name: str,
-    training_rows: Sequence[TrainingRow],
-    validation_rows: Sequence[TrainingRow] | None,
+    training_rows: Iterable[TrainingRow],
+    validation_rows: Iterable[TrainingRow] | None,
     method: AnyMethod,
     hyperparameters: Hyperparameters,
     turns: Turns,
@@ -60,10 +68,14 @@ def train(
     check: Callable[[], None],
     folder: Path,
     task: FineTuneTask = "text-generation",
+    learning: ObjectiveSpec = SupervisedObjective(),  # noqa: B008 - it never changes
     base_revision: str | None = None,
     resume_from: Path | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
+    on_adapter: Callable[[Path, int, Sequence[dict[str, Any]]], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
+    report_to: Sequence[Tracker] = (),
+    room: TrainingRoom = TrainingRoom(),  # noqa: B008 - without a budget nothing is held back
 ) -> TrainingOutcome:
     """Train an adapter for `resident` and write it into `folder`, as PEFT reads it.
 
@@ -74,15 +86,19 @@ def train(
     The resident is neither changed nor moved, and serves on between turns. The same rows, settings and seed give
     the same adapter, bit for bit where the device's arithmetic repeats itself, whatever is served meanwhile.
 
-    `on_event` gets JSON-ready dicts of type `progress` (every step), `metrics` (every `logging_steps`) and
-    `evaluation`. `check` is called before every micro step and evaluated batch; what it raises stops the training
-    there and leaves unchanged. Then, as after every error, no turn is held, the twin's memory is free, and nothing
-    is in `folder`.
+    Rows are read one by one, once or twice, and encoded into a temporary file, so a data set may be larger than the
+    memory. `learning` says what is made of them.
+
+    `on_event` gets JSON-ready dicts of type `data` (the report on the files, before any time of the device),
+    `progress` (every step), `metrics` (every `logging_steps`) and `evaluation`. `check` is called before every micro
+    step and evaluated batch; what it raises stops the training there and leaves unchanged. Then, as after every
+    error, no turn is held, the twin's memory is free, and nothing is in `folder`.
 
     `on_checkpoint` gets a folder with a checkpoint's files, and the number of optimizer steps completed in it: every
     `hyperparameters.save_steps`, at the end of a step when the last one is `save_seconds` old, and when `check`
     raises Draining or Paused, before that leaves. The folder is gone when it returns. What it raises is reported as
-    a `warning` event, except for AttemptStopped.
+    a `warning` event, except for AttemptStopped. `on_adapter` gets the adapter of each checkpoint, as PEFT reads it,
+    with its step and the metrics and evaluations of that step; the same holds for what it raises.
 
     `resume_from` is such a folder, of this or another process; it must last until the training has ended. The
     training goes on with an event `resumed`, and comes to the same adapter, losses and history as one that was never
@@ -92,45 +108,60 @@ def train(
 
     Raises InvalidTrainingData for rows that cannot be used, UnsupportedTask for a model that does not learn `task`,
     InvalidRequest for a method that `task` or the model does not take, for targets that the model lacks, for more
-    virtual tokens than its context leaves room for, for a training that diverges and (param `resume_from`) for a
-    checkpoint with other rows or settings, ConfigurationError for a resident that is not on the process's only
-    device, and RuntimeError when another training runs in this process.
+    virtual tokens than its context leaves room for, for packing on a model that cannot keep texts apart, for a
+    tracker in `report_to` that is not installed and (param `resume_from`) for a checkpoint with other rows or
+    settings, TrainingDiverged for a loss or gradient that is not finite, OutOfMemory when not even one row fits, and
+    ConfigurationError for a resident that is not on the process's only device.
+
+    Trainings may run side by side in threads of their own, on one resident or several, with the same `turns`: each
+    has a twin and takes turns of its own, and gives what it would give alone. One that does not fit into what is
+    left of `room` waits, and says so in a `warning`.
     """
-    if not _only_training.acquire(blocking=False):
-        raise RuntimeError("one training at a time in a process: run this one when the other has ended")
     try:
         virtual_tokens = method.num_virtual_tokens if isinstance(method, PromptLearningMethod) else 0
         max_tokens = hyperparameters.max_tokens
-        objective = objective_for(task, resident, tokenizer, max_tokens, training_rows, virtual_tokens)
-        data = _encode(objective, training_rows, validation_rows)
-        subject = Subject(
-            base=Base(name=base_name, revision=base_revision, dtype=str(resident.dtype)),
-            task=task,
-            data=data_digest(*data),
-            method=method,
-            hyperparameters=hyperparameters,
-        )
+        objective = objective_for(task, resident, tokenizer, max_tokens, training_rows, virtual_tokens, learning)
         seeded = SeededTurns(turns, seed=hyperparameters.seed, device=resident.device)
-        with tempfile.TemporaryDirectory(prefix="tandem-training-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="tandem-training-") as name:
+            scratch, encoded = Path(name, "scratch"), Path(name, "encoded")
+            scratch.mkdir()
+            encoded.mkdir()
+            files = encode_files(objective, training_rows, validation_rows, hyperparameters, encoded, check)
+            on_event(files.event(hyperparameters))
+            subject = Subject(
+                base=Base(name=base_name, revision=base_revision, dtype=str(resident.dtype)),
+                task=task,
+                data=data_digest(files.training, files.validation),
+                method=method,
+                objective=learning,
+                hyperparameters=hyperparameters,
+            )
             keeper = None
             if on_checkpoint is not None:
-                save_steps = hyperparameters.save_steps
                 keeper = CheckpointKeeper(
-                    subject, Path(scratch), on_checkpoint, on_event, save_steps=save_steps, save_seconds=save_seconds
+                    subject,
+                    scratch,
+                    on_checkpoint,
+                    on_event,
+                    hand_over_adapter=on_adapter,
+                    save_steps=hyperparameters.save_steps,
+                    save_seconds=save_seconds,
                 )
-            return _train(
-                resident,
-                subject,
-                objective,
-                data,
-                seeded,
-                on_event,
-                check,
-                keeper,
-                resume_from,
-                Path(scratch),
-                folder,
-            )
+            with room.hold(_needed_bytes(resident, files, hyperparameters), check, lambda: on_event(WAITS_FOR_ROOM)):
+                return _train(
+                    resident,
+                    subject,
+                    objective,
+                    files,
+                    seeded,
+                    on_event,
+                    check,
+                    keeper,
+                    resume_from,
+                    scratch,
+                    folder,
+                    report_to,
+                )
     except BaseException as error:
         # A traceback keeps its frames' variables, and with them the twin, for as long as someone holds the error.
         traceback.clear_frames(error.__traceback__)
@@ -139,23 +170,27 @@ def train(
         gc.collect()  # Trainer, optimizer and scheduler refer to each other in circles
         if resident.device.type == "cuda":
             torch.cuda.empty_cache()
-        _only_training.release()
 
 
-def _encode(
-    objective: Objective, training_rows: Sequence[TrainingRow], validation_rows: Sequence[TrainingRow] | None
-) -> tuple[EncodedData, EncodedData | None]:
-    training = objective.encode(training_rows)
-    if not validation_rows:
-        return training, None
-    return training, objective.encode(validation_rows, param="validation_file")
+def _needed_bytes(resident: PreTrainedModel, files: TrainingFiles, hyperparameters: Hyperparameters) -> int:
+    """Of the longest micro-batch that these rows can make."""
+    config = resident.config.get_text_config()
+    hidden = config.hidden_size
+    return activation_bytes(
+        tokens=hyperparameters.batch_size * max(files.training.lengths, default=0),
+        layers=config.num_hidden_layers,
+        hidden=hidden,
+        # Four times the hidden size is what models without a setting for it have.
+        intermediate=getattr(config, "intermediate_size", None) or 4 * hidden,
+        value_bytes=resident.dtype.itemsize,
+    )
 
 
 def _train(
     resident: PreTrainedModel,
     subject: Subject,
     objective: Objective,
-    data: tuple[EncodedData, EncodedData | None],
+    files: TrainingFiles,
     turns: SeededTurns,
     on_event: Callable[[Event], None],
     check: Callable[[], None],
@@ -163,26 +198,40 @@ def _train(
     resume_from: Path | None,
     scratch: Path,
     folder: Path,
+    report_to: Sequence[Tracker],
 ) -> TrainingOutcome:
-    training, validation = data
+    training, validation, settings = files.training, files.validation, subject.hyperparameters
     started = time.perf_counter()
     check()
     twin = build_twin(resident) if objective.head is None else build_headed_twin(resident, objective.head)
-    with turns.training(), python_and_numpy_states_kept():
+    objective.drop_unused(twin)
+    with _setting_up, turns.training(), GiveWayAtEveryCall(turns):
         if objective.head is not None:
             draw_head(twin)
-        model = attach_adapter(twin, subject.method, subject.base.name, objective)
-        turns.give_way()
+        if settings.packing and not keeps_texts_apart(twin):
+            raise InvalidRequest(
+                f"{type(twin).__name__} lets the rows of a pack see each other: train it without packing",
+                param="hyperparameters.packing",
+            )
+        total_steps = files.steps(settings)
+        model = attach_adapter(twin, subject.method, subject.base.name, objective, total_steps=total_steps)
+    give_way_at_layers(twin, turns)
+    with turns.training():
         loss = objective.loss(twin, turns.give_way, inputs_of(model))
+    adalora = adalora_of(model)
+    if adalora is not None:
+        micro_steps = settings.gradient_accumulation_steps
+        loss = OrthogonalityLoss(loss, adalora, micro_steps=micro_steps)
     checkpoint = None if resume_from is None else _usable_checkpoint(resume_from, subject, model, on_event)
     arguments = training_arguments(
-        subject.hyperparameters,
+        settings,
         scratch,
         resident.device,
+        report_to=report_to,
         evaluates=validation is not None,
         evaluates_first=validation is not None and (checkpoint is None or checkpoint.course.evaluation_due),
     )
-    with turns.training(), python_and_numpy_states_kept():
+    with _setting_up, turns.training(), python_and_numpy_states_kept():
         trainer = TurnTrainer(
             model,
             arguments,
@@ -195,13 +244,19 @@ def _train(
             check=check,
             on_event=on_event,
             keeper=keeper,
+            selection=Selection(
+                patience=settings.early_stopping_patience, threshold=settings.early_stopping_threshold
+            ),
+            keeps_best=settings.keep == "best",
             started=started,
         )
-    give_way_at_layers(twin, turns)
+    if adalora is not None:
+        trainer.add_callback(RankAllocation(adalora))
     trainer.run(checkpoint)
     trainer.check()
+    trainer.restore_best()
     save_adapter(model, folder)
-    return outcome_of(trainer, training, validation)
+    return outcome_of(trainer, files)
 
 
 def _usable_checkpoint(

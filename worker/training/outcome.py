@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from worker.training.data import DataReport, EncodedData
+from worker.training.data import DataReport
+from worker.training.files import TrainingFiles
 from worker.training.resumption import Event
 from worker.training.trainer import TurnTrainer
 
@@ -13,6 +14,10 @@ class TrainingOutcome:
     """What a training has come to. Losses are means over answer tokens (or labels), in nats."""
 
     steps: int
+    total_steps: int
+    """More than `steps` where the training was stopped early."""
+    kept_step: int
+    """The optimizer step whose adapter is published."""
     epochs: float
     train_loss: float
     """Mean of the last optimizer steps (up to ten)."""
@@ -32,15 +37,19 @@ class TrainingOutcome:
     """The events of type `metrics` and `evaluation`, in order."""
     training_data: DataReport
     validation_data: DataReport | None
+    leaked_rows: int
+    """Validation rows that are training rows too: what they say of the adapter is too good to be true."""
 
 
-def outcome_of(trainer: TurnTrainer, training: EncodedData, validation: EncodedData | None) -> TrainingOutcome:
+def outcome_of(trainer: TurnTrainer, files: TrainingFiles) -> TrainingOutcome:
     """What a trainer that has run to the end has come to."""
     losses = trainer.validation_losses
     figures = [_figures(event) for event in trainer.history if event["type"] == "evaluation"]
     assert trainer.first_loss is not None, "a training has at least one step"
     return TrainingOutcome(
         steps=trainer.state.global_step,
+        total_steps=trainer.state.max_steps,
+        kept_step=trainer.kept_step,
         epochs=float(trainer.state.epoch or 0.0),
         train_loss=sum(trainer.last_losses) / len(trainer.last_losses),
         first_train_loss=trainer.first_loss,
@@ -51,8 +60,9 @@ def outcome_of(trainer: TurnTrainer, training: EncodedData, validation: EncodedD
         tokens=trainer.trained_tokens,
         seconds=trainer.seconds,
         history=tuple(trainer.history),
-        training_data=training.report,
-        validation_data=validation.report if validation else None,
+        training_data=files.training.report,
+        validation_data=files.validation.report if files.validation else None,
+        leaked_rows=files.leaked_rows,
     )
 
 

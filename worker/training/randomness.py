@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from worker.training.turns import Turns
+from worker.training.turns import Share, Turns
 
 
 class SeededTurns:
@@ -20,6 +20,8 @@ class SeededTurns:
 
     def __init__(self, turns: Turns, *, seed: int, device: torch.device) -> None:
         self._turns = turns
+        self.share = Share()
+        """What this training has had of the device."""
         self._cuda_device = device if device.type == "cuda" else None
         self._absent_state = [torch.Generator().manual_seed(seed).get_state()]
         """The states of the side that is not on the device: the CPU generator's, then the CUDA device's if any."""
@@ -29,7 +31,7 @@ class SeededTurns:
     @contextmanager
     def training(self) -> Iterator[None]:
         """`Turns.training`, with training's random state."""
-        with self._turns.training():
+        with self._turns.training(self.share):
             self._exchange_states()
             try:
                 yield
@@ -45,6 +47,16 @@ class SeededTurns:
             self._turns.give_way()
         finally:
             self._exchange_states()
+
+    @property
+    def quantum_seconds(self) -> float:
+        """How long a turn lasts at present while serving waits."""
+        return self._turns.quantum_seconds
+
+    @property
+    def is_rationed(self) -> bool:
+        """Whether the pieces of this training are too long for what serving may feel."""
+        return self._turns.is_rationed
 
     def random_states(self) -> tuple[torch.Tensor, ...]:
         """Training's states between two turns: the CPU generator's, then the CUDA device's if it trains there."""

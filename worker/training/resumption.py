@@ -7,14 +7,21 @@ from time import perf_counter
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from tandem.errors import Draining, Paused
 from worker.training.checkpoint import Checkpoint, Course
+from worker.training.figures import FigureSums
 from worker.training.keeper import CheckpointKeeper
 from worker.training.randomness import SeededTurns
+from worker.training.row_parts import RowParts
+from worker.training.selection import Selection
 from worker.training.trained_state import (
+    adapter_snapshot,
+    best_snapshot,
+    best_tensors,
     random_states,
     random_tensors,
     restore_adapter,
@@ -35,6 +42,7 @@ class _StepEnd:
     random_states: tuple[Tensor, ...]
     tokens: int
     unlogged_loss: float
+    unlogged_figures: dict[str, Any]
 
 
 class ResumableTrainer(Trainer):
@@ -59,18 +67,29 @@ class ResumableTrainer(Trainer):
         check: Callable[[], None],
         on_event: Callable[[Event], None],
         keeper: CheckpointKeeper | None,
+        selection: Selection,
+        keeps_best: bool,
         started: float,
         **trainer_options: Any,
     ) -> None:
-        """`keeper` gets the checkpoints; None keeps none. `started`: when the training began, on `perf_counter`."""
+        """`keeper` gets the checkpoints; None keeps none. `selection` says when to stop early; with `keeps_best` the
+        model ends with the adapter of its best step. `started`: when the training began, on `perf_counter`."""
         super().__init__(model=model, args=args, **trainer_options)
         self._turns = turns
         self._stop_if_asked = check
         self._on_event = on_event
         self._keeper = keeper
+        self.selection = selection
+        self._keeps_best = keeps_best
+        self._best: dict[str, Tensor] = {}
         self._started = started
         self._resumed: Checkpoint | None = None
-        self._step_end = _StepEnd(turns.random_states(), 0, 0.0)
+        self._parts = RowParts(args.per_device_train_batch_size, self._say_halved)
+        self._figures = FigureSums()
+        """Of the steps since the last `metrics` event."""
+        self._step_end = _StepEnd(turns.random_states(), 0, 0.0, self._figures.state())
+        self._unpublished: int | None = None
+        """The step of a checkpoint whose adapter is still to be published, once it is evaluated."""
         self._evaluation_due = False
         self.first_loss: float | None = None
         self.last_losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
@@ -90,6 +109,27 @@ class ResumableTrainer(Trainer):
         self._resumed = checkpoint
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
         self._step_end = self._now()
+        self._publish()
+
+    @property
+    def kept_step(self) -> int:
+        """The optimizer step whose adapter the training comes to."""
+        best = self.selection.best if self._keeps_best else None
+        return self.state.global_step if best is None else best[0]
+
+    def restore_best(self) -> None:
+        """Put the adapter of the best step back, if that is the one to keep; nothing is trained afterwards."""
+        if self._best:
+            with self._turns.training():
+                restore_adapter(cast("nn.Module", self.model), self._best)
+
+    def note_evaluation(self, step: int, loss: float) -> None:
+        """Keep the adapter if it is the best so far and the best is to be kept; stop if it has not been for long."""
+        if self.selection.add(step, loss) and self._keeps_best:
+            with self._turns.training():
+                self._best = adapter_snapshot(cast("nn.Module", self.model))
+        if self.selection.is_over:
+            self.control.should_training_stop = True
 
     def check(self) -> None:
         """Called between turns. Raises what `check` raises; if the training is to go on later, it is kept first."""
@@ -104,9 +144,35 @@ class ResumableTrainer(Trainer):
         self._step_end = self._now()
         if self._keeper is not None and self._keeper.is_due(self.state.global_step):
             self._keep()
+        if not self._evaluation_due:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Hand over the adapter of the checkpoint that was kept last, with what is known of it by now."""
+        step, self._unpublished = self._unpublished, None
+        if self._keeper is None or not step or step != self.state.global_step:
+            return
+        events = [event for event in self.history if event["step"] == step]
+        with self._turns.training():
+            folder = self._keeper.write_adapter(cast("PeftModel", self.model), step)
+        if folder is not None:
+            self._keeper.hand_over_adapter(folder, step, events)
+
+    def _say_halved(self, before: int, now: int) -> None:
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._on_event(
+            {
+                "type": "warning",
+                "step": self.state.global_step,
+                "message": f"out of memory in step {self.state.global_step + 1}: from here on {now} rows run at a "
+                f"time instead of {before}, and their gradients are accumulated, so each step learns from the same "
+                "rows as before",
+            }
+        )
 
     def _now(self) -> _StepEnd:
-        return _StepEnd(self._turns.random_states(), self.trained_tokens, float(self._tr_loss))
+        return _StepEnd(self._turns.random_states(), self.trained_tokens, float(self._tr_loss), self._figures.state())
 
     def _keep(self) -> None:
         if self._keeper is None or self._keeper.has(self.state.global_step, self._evaluation_due):
@@ -119,6 +185,7 @@ class ResumableTrainer(Trainer):
             evaluation_due=self._evaluation_due,
             tokens=self._step_end.tokens,
             unlogged_loss=self._step_end.unlogged_loss,
+            unlogged_figures=self._step_end.unlogged_figures,
             last_logged_step=self._globalstep_last_logged,
             first_loss=self.first_loss,
             last_losses=tuple(self.last_losses),
@@ -126,9 +193,12 @@ class ResumableTrainer(Trainer):
             history=tuple(self.history),
             learning_rates=tuple(group["lr"] for group in optimizer.param_groups),
             scheduler=cast("Any", self.lr_scheduler).state_dict(),
+            rows_at_once=self._parts.rows_at_once,
             seconds=self.seconds,
         )
-        self._keeper.keep(course, {**tensors, **random_tensors(self._step_end.random_states)}, self.state)
+        tensors |= random_tensors(self._step_end.random_states) | best_tensors(self._best)
+        if self._keeper.keep(course, tensors, self.state):
+            self._unpublished = course.step
 
     def begin_training(self) -> None:
         """Called when Trainer has reset its sums for a new training: put back those of the one that goes on."""
@@ -145,6 +215,11 @@ class ResumableTrainer(Trainer):
         self.validation_losses.extend(course.validation_losses)
         self.history.extend(course.history)
         self.trained_tokens = course.tokens
+        self._figures.restore(course.unlogged_figures)
+        self._parts.rows_at_once = min(course.rows_at_once, self._parts.rows_at_once)
+        self.selection.replay(course.history)
+        self._best = best_snapshot(checkpoint.tensors)
+        self._unpublished = course.step
         if self._keeper is not None:
             self._keeper.goes_on_from(course)
         checkpoint.tensors.clear()  # up to some hundred MB, which nobody needs any more
@@ -178,7 +253,7 @@ class ResumableTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer looks for the last step only after a step; one that only had its evaluation left would go beyond.
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.selection.is_over:
             self.control.should_training_stop = True
             return
         Trainer._run_epoch(self, *args, **kwargs)

@@ -52,7 +52,7 @@ def update_targets(method: UpdateMethod, model: PreTrainedModel, paths: Sequence
         return _named_targets(method.target_modules, paths)
     chosen = _choice_of_peft(PEFT_TARGETS[type(method)], model, paths)
     if chosen is None:
-        chosen = sorted({_leaf(path) for path in paths if re.search(r"attn|attention", path.rpartition(".")[0])})
+        chosen = sorted({_leaf(path) for path in paths if re.search(r"(?i)attn|attention", path.rpartition(".")[0])})
     if not chosen:
         raise _no_default(model, paths)
     return chosen

@@ -6,15 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from worker.training.adalora import allocation_tensors, restore_allocation
 from worker.training.checkpoint import CheckpointUnusable
 
 ADAPTER = "adapter/"
 OPTIMIZER = "optimizer/"
 RANDOM = "random/"
+BEST = "best/"
 
 
 def trained_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The trained parameters and their optimizer state, on the CPU and bit for bit.
+    """The trained parameters, their optimizer state and AdaLoRA's allocation, on the CPU and bit for bit.
 
     States are named by their parameter, not by its number in the optimizer, so that they cannot meet another one
     when a library orders parameters differently. On the CPU the tensors are the trained ones themselves: use them
@@ -27,7 +29,7 @@ def trained_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]
             if not isinstance(value, Tensor):
                 raise TypeError(f"the optimizer keeps {key} as {type(value).__name__}: only tensors are saved")
             tensors[f"{OPTIMIZER}{name}/{key}"] = value.detach().cpu().contiguous()
-    return tensors
+    return tensors | allocation_tensors(model)
 
 
 def check_fits(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -48,6 +50,7 @@ def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in _trained(model).items():
             parameter.copy_(tensors[f"{ADAPTER}{name}"])
+    restore_allocation(model, tensors)
 
 
 def restore_optimizer(
@@ -68,6 +71,21 @@ def restore_optimizer(
     for group, learning_rate in zip(content["param_groups"], learning_rates, strict=True):
         group["lr"] = learning_rate
     optimizer.load_state_dict(content)
+
+
+def adapter_snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the trained parameters as they are, which `restore_adapter` puts back."""
+    tensors = {f"{ADAPTER}{name}": parameter for name, parameter in _trained(model).items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in (tensors | allocation_tensors(model)).items()}
+
+
+def best_tensors(snapshot: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{BEST}{name}": tensor for name, tensor in snapshot.items()}
+
+
+def best_snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The snapshot among a checkpoint's tensors; empty if there is none."""
+    return _with_prefix(tensors, BEST)
 
 
 def random_tensors(states: Sequence[Tensor]) -> dict[str, Tensor]:

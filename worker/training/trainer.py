@@ -10,22 +10,29 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, TrainingArguments
 
-from tandem.errors import InvalidRequest
+from tandem.errors import TrainingDiverged
+from worker.training import accelerate_state
+from worker.training.adalora import OrthogonalityLoss
+from worker.training.boundaries import Boundaries
 from worker.training.checkpoint import Checkpoint
 from worker.training.data import Example
+from worker.training.figures import FigureSums
 from worker.training.keeper import CheckpointKeeper
 from worker.training.loss import IGNORED_LABEL
-from worker.training.objectives.objective import Loss, Metric
+from worker.training.memory import memory_bytes
+from worker.training.objectives.objective import BatchLoss, Loss, Metric
 from worker.training.randomness import SeededTurns
 from worker.training.resumption import Event, ResumableTrainer
+from worker.training.selection import Selection
+from worker.training.twin import GiveWayAtEveryCall
+
+RATIONED = (
+    "the training is slow because even its shortest pieces of work delay the texts that are served meanwhile beyond "
+    "TANDEM_SERVING_SLOWDOWN: a smaller batch_size with more gradient_accumulation_steps gives the same steps in "
+    "shorter pieces"
+)
 
 
 class Examples(Dataset[Example]):
@@ -67,6 +74,8 @@ class TurnTrainer(ResumableTrainer):
         check: Callable[[], None],
         on_event: Callable[[Event], None],
         keeper: CheckpointKeeper | None,
+        selection: Selection,
+        keeps_best: bool,
         started: float,
     ) -> None:
         """`new_metric` gives each evaluation figures of its own."""
@@ -77,39 +86,93 @@ class TurnTrainer(ResumableTrainer):
             check=check,
             on_event=on_event,
             keeper=keeper,
+            selection=selection,
+            keeps_best=keeps_best,
             started=started,
             data_collator=cast("Any", collate),  # transformers' type names dicts, ours takes examples
             train_dataset=Examples(training),
             eval_dataset=Examples(validation) if validation else None,
         )
         self.remove_callback(PrinterCallback)  # standard output belongs to the worker
-        self.add_callback(_Boundaries(self))
+        self.add_callback(Boundaries(self))
         # Lets Trainer count the batch's labels even for a model whose own loss would not take their number.
         self.model_accepts_loss_kwargs = True
         self._loss = loss
         self._new_metric = new_metric
         self._turn = ExitStack()
         self._step_loss = 0.0
-        self._last_report = (perf_counter(), 0)
+        self._micro_figures = FigureSums()
+        """Of the micro step that is under way."""
+        self._steps_before, self._steps_since = 0, perf_counter()
+        """Optimizer steps that this process has not made, and when it began to make its own."""
+        self._has_warned = False
+        self._last_report = (perf_counter(), 0, 0.0)
+        """When the last metrics were reported, tokens until then, and seconds that training had had the device."""
 
     def run(self, checkpoint: Checkpoint | None = None) -> None:
         """Train to the end, from `checkpoint` on if there is one. Whatever is raised, no turn is held afterwards."""
         with self._turn:
             super().run(checkpoint)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        accelerate_state.separate(self.accelerator)
+
+    def get_train_dataloader(self) -> Any:
+        return self._apart(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return self._apart(super().get_eval_dataloader(eval_dataset))
+
+    def _apart(self, loader: Any) -> Any:
+        """A data loader that shares nothing with other trainings."""
+        accelerate_state.attach(self.accelerator, loader)
+        # Each iteration draws a seed for worker processes, of which there are none, and between turns the process's
+        # generator is somebody else's. The order of the rows comes from a generator of the sampler's own.
+        loader.base_dataloader.generator = torch.Generator()
+        return loader
+
     def begin_training(self) -> None:
         super().begin_training()
-        self._last_report = (perf_counter(), self.trained_tokens)
+        accelerate_state.attach(self.accelerator, self.optimizer, self.lr_scheduler)
+        self._last_report = (perf_counter(), self.trained_tokens, self._turns.share.held_seconds)
+        self._steps_before, self._steps_since = self.state.global_step, perf_counter()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         self.check()
         self._turn.enter_context(self._turns.training())
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        gradients = [None if one.grad is None else one.grad.clone() for one in self._trained_parameters()]
+        losses: list[Tensor] = []
+
+        def work(part: dict[str, Tensor]) -> None:
+            if isinstance(self._loss, OrthogonalityLoss):
+                self._loss.parts = self._parts.count(inputs)
+            losses.append(super(TurnTrainer, self).training_step(model, part, num_items_in_batch))
+
+        def undo() -> None:
+            losses.clear()
+            self._micro_figures.clear()
+            for parameter, gradient in zip(self._trained_parameters(), gradients, strict=True):
+                parameter.grad = None if gradient is None else gradient.clone()
+
+        self._parts.run(inputs, work, undo)
+        self._figures.take(self._micro_figures)
+        loss = torch.stack(losses).sum()
         self._step_loss += self._finite(float(loss), "training loss")
         self.trained_tokens += int(inputs["attention_mask"].sum())
         return loss
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        return [one for one in cast("nn.Module", self.model).parameters() if one.requires_grad]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Trainer's place between the gradient and the optimizer: the weights are still those of the step before.
+        norm = cast("Any", super())._get_grad_norm(model, grad_norm)
+        if norm is not None:
+            self._finite(float(norm), "gradient")
+        return norm
 
     def compute_loss(
         self,
@@ -120,8 +183,9 @@ class TurnTrainer(ResumableTrainer):
     ) -> Tensor:
         if return_outputs or num_items_in_batch is None:
             raise ValueError("this loss is for training steps: it has no outputs and needs the number of labels")
-        loss, _ = self._loss(inputs, num_items_in_batch)
-        return loss
+        found = self._loss(inputs, num_items_in_batch)
+        self._micro_figures.add(found.sums, _labels(inputs))
+        return found.loss
 
     def evaluate(
         self,
@@ -134,43 +198,78 @@ class TurnTrainer(ResumableTrainer):
         self._evaluation_due = True
         self.at_step_end()
         cast("nn.Module", self.model).eval()
-        metric = self._new_metric()
+        metric, figures = self._new_metric(), FigureSums()
         total, labels = 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
             self.check()
             with self._turns.training(), torch.no_grad():
-                loss_sum, logits = self._loss(batch, 1.0)
-                total += float(loss_sum)
-                labels += int((batch["labels"] != IGNORED_LABEL).sum())
-                if metric is not None and logits is not None:
-                    metric.add(logits)
+                found = self._evaluate_batch(batch)
+                total += sum(float(one.loss) for one in found)
+                labels += _labels(batch)
+                for one in found:
+                    figures.add(one.sums, 0)
+                    if metric is not None and one.logits is not None:
+                        metric.add(one.logits)
+        figures.add({}, labels)
         loss = self._finite(total / labels, "validation loss")
         self.validation_losses.append(loss)
-        figures = {} if metric is None else metric.figures()
-        self._report({"type": "evaluation", "step": self.state.global_step, "loss": loss, **figures})
+        means = figures.means() if metric is None else metric.figures()
+        self._report({"type": "evaluation", "step": self.state.global_step, "loss": loss, **means})
+        self.note_evaluation(self.state.global_step, loss)
         self._evaluation_due = False
-        metrics = {f"{metric_key_prefix}_loss": loss}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **means}.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # Trainer's evaluation does it in its own `log`, which is for training steps here.
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _evaluate_batch(self, batch: dict[str, Tensor]) -> list[BatchLoss]:
+        found: list[BatchLoss] = []
+        self._parts.run(batch, lambda part: found.append(self._loss(part, 1.0)), found.clear)
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         self.state.log_history.clear()  # it grows with every step, and `history` has it already
         if "loss" not in logs:  # the summary of the whole run, which the outcome holds
             return
-        now, (then, tokens_then) = perf_counter(), self._last_report
-        self._last_report = (now, self.trained_tokens)
+        now, (then, tokens_then, held_then) = perf_counter(), self._last_report
+        held, seconds = self._turns.share.held_seconds, max(now - then, 1e-9)
+        self._last_report = (now, self.trained_tokens, held)
         self._report(
             {
                 "type": "metrics",
                 "step": self.state.global_step,
                 "loss": logs["loss"],
                 "learning_rate": logs["learning_rate"],
-                "grad_norm": self._finite(logs["grad_norm"], "gradient"),
+                "grad_norm": logs["grad_norm"],
+                **self._figures.means(),
                 "tokens": self.trained_tokens,
-                "tokens_per_second": (self.trained_tokens - tokens_then) / max(now - then, 1e-9),
+                "tokens_per_second": (self.trained_tokens - tokens_then) / seconds,
+                "device_share": (held - held_then) / seconds,
+                "quantum_ms": 1000 * self._turns.quantum_seconds,
+                "memory_bytes": memory_bytes(self.args.device),
+                "eta_seconds": self._eta_seconds(),
             }
         )
+        self._figures.clear()
+        self._warn_if_rationed()
+
+    def _warn_if_rationed(self) -> None:
+        """Once: the steps are what the user set, and to change the micro-batch would change how they round."""
+        if self._turns.is_rationed and not self._has_warned:
+            self._has_warned = True
+            self._on_event({"type": "warning", "step": self.state.global_step, "message": RATIONED})
+
+    def _eta_seconds(self) -> float:
+        """What is left of the training, by the mean pace of this process's steps, evaluations among them included."""
+        made = self.state.global_step - self._steps_before
+        left = self.state.max_steps - self.state.global_step
+        return left * (perf_counter() - self._steps_since) / max(made, 1)
+
+    def begin_optimizer_step(self) -> None:
+        """From here to the end of the turn no layer gives way, and an adapter may have many tensors."""
+        self._turn.enter_context(GiveWayAtEveryCall(self._turns))
 
     def end_turn(self) -> None:
         self._turn.close()
@@ -188,6 +287,7 @@ class TurnTrainer(ResumableTrainer):
                 "step": self.state.global_step,
                 "total_steps": self.state.max_steps,
                 "epoch": self.state.epoch,
+                "eta_seconds": self._eta_seconds(),
             }
         )
 
@@ -197,36 +297,15 @@ class TurnTrainer(ResumableTrainer):
 
     def _finite(self, value: float, what: str) -> float:
         if not math.isfinite(value):
-            raise InvalidRequest(
-                f"training diverged: the {what} is {value} at step {self.state.global_step}; "
-                f"lower the learning rate, which is {self.args.learning_rate}",
+            step = self.state.global_step
+            raise TrainingDiverged(
+                f"training diverged: the {what} is {value} {'after' if what == 'validation loss' else 'in'} step "
+                f"{step if what == 'validation loss' else step + 1}; lower the learning rate, which is "
+                f"{self.args.learning_rate}. Checkpoints of the steps before are kept",
                 param="hyperparameters.learning_rate",
             )
         return value
 
 
-class _Boundaries(TrainerCallback):
-    """Tells the trainer where its steps begin and end: Trainer has no method to override there."""
-
-    def __init__(self, trainer: TurnTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.begin_training()
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.at_step_end()  # of the step before, with all that was logged and evaluated after it
-
-    def on_substep_end(self, *_: Any, **__: Any) -> None:
-        self._trainer.end_turn()
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - a callback's signature
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        self._trainer.end_step()
-        if state.global_step >= state.max_steps:
-            control.should_log = True  # the last steps' metrics, also when logging_steps does not divide them
+def _labels(batch: dict[str, Tensor]) -> int:
+    return int((batch["labels"] != IGNORED_LABEL).sum())

@@ -101,7 +101,9 @@ def test_virtual_tokens_are_not_served_on_an_encoder(base: Path, tmp_path: Path)
     config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
     get_peft_model(model, config).save_pretrained(tmp_path)
 
-    with pytest.raises(InvalidRequest, match="peft_type is 'PREFIX_TUNING'; LORA, ADALORA, IA3 are served"):
+    with pytest.raises(
+        InvalidRequest, match="peft_type is 'PREFIX_TUNING'; LORA, ADALORA, LOHA, LOKR, VERA, IA3 are served"
+    ):
         read_encoder_adapter("mine", tmp_path, AutoModel.from_pretrained(base))
 
 

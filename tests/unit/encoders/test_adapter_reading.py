@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 from tandem.errors import AdapterMismatch, InvalidModel, InvalidRequest, TandemError, UnsupportedTask
 from tests.unit.encoders.adapter_folders import RECIPES, save_adapter, save_body
 from worker.encoders.encoder_adapter import read_encoder_adapter
+from worker.engine.adapters.peft_updates import RankAboveLimit
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -147,11 +148,12 @@ def test_a_folder_without_a_readable_config_is_refused(folder: Path, body: PreTr
 def test_another_task_type_is_refused(folder: Path, body: PreTrainedModel) -> None:
     change_json(folder / "adapter_config.json", task_type="CAUSAL_LM")
     message = refused(UnsupportedTask, folder, body)
-    assert "task_type 'CAUSAL_LM'; on an encoder SEQ_CLS, TOKEN_CLS, QUESTION_ANS are served" in message
+    served = "SEQ_CLS, TOKEN_CLS, QUESTION_ANS, FEATURE_EXTRACTION"
+    assert f"task_type 'CAUSAL_LM'; on an encoder {served} are served" in message
 
 
 def test_a_rank_above_the_limit_is_refused(folder: Path, body: PreTrainedModel) -> None:
-    assert "rank 4 of bert.encoder.layer.0" in refused(InvalidRequest, folder, body, rank_limit=3)
+    assert "rank 4 of bert.encoder.layer.0" in refused(RankAboveLimit, folder, body, rank_limit=3)
 
 
 def test_an_option_that_is_not_served_is_refused(folder: Path, body: PreTrainedModel) -> None:

@@ -49,6 +49,10 @@ CALLS = {
 """Where EXACTING is when it calls `check` for the n-th time, counted from 1."""
 
 
+OF_THE_MACHINE = ("tokens_per_second", "device_share", "quantum_ms", "memory_bytes", "eta_seconds")
+"""Figures of an event that tell how fast it went."""
+
+
 def stop_at(call: int, reason: type[AttemptStopped] = Draining) -> Callable[[], None]:
     """A `check` that raises `reason` the `call`-th time it is called."""
     calls = 0
@@ -83,7 +87,7 @@ def comparable(outcome: TrainingOutcome) -> dict[str, Any]:
     fields = asdict(outcome)
     del fields["seconds"]
     fields["history"] = [
-        {name: value for name, value in event.items() if name != "tokens_per_second"} for event in outcome.history
+        {name: value for name, value in event.items() if name not in OF_THE_MACHINE} for event in outcome.history
     ]
     return fields
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tandem.errors import Draining, InvalidRequest, Superseded
 from tandem.specs import LoraMethod
 from tests.unit.training.interrupted import EXACTING, Shelf, comparable, stop_at
-from tests.unit.training.tiny import chatml_tokenizer, colour_rows, run_training, tiny_llama
-from worker.training.checkpoint import CHECKPOINT_FILES, RECORD_FILE, TENSORS_FILE, data_digest
-from worker.training.data import encode_rows
+from tests.unit.training.tiny import chatml_tokenizer, colour_rows, encode_texts, run_training, tiny_llama
+from worker.training.checkpoint import CHECKPOINT_FILES, RECORD_FILE, TENSORS_FILE
+from worker.training.encoding import data_digest
 from worker.training.loop import TrainingOutcome
 
 TRAINER_STATE_FILE = "trainer_state.json"
@@ -44,6 +44,7 @@ def resume(checkpoint: Path, folder: Path, **changes: Any) -> tuple[TrainingOutc
     outcome = run_training(
         tiny_llama(), folder, resume_from=checkpoint, on_event=events.append, **{**EXACTING, **changes}
     )
+    assert events.pop(0)["type"] == "data"
     return outcome, events
 
 
@@ -111,7 +112,7 @@ def move_the_step(checkpoint: Path) -> None:
 
 def raise_the_format(checkpoint: Path) -> None:
     record = json.loads((checkpoint / RECORD_FILE).read_text())
-    (checkpoint / RECORD_FILE).write_text(json.dumps({**record, "format": 2}))
+    (checkpoint / RECORD_FILE).write_text(json.dumps({**record, "format": 3}))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_another_base_starts_anew(checkpoint: Path, tmp_path: Path) -> None:
         on_event=events.append,
         **settings,
     )
-    assert "torch.bfloat16" in events[0]["message"]
+    assert "torch.bfloat16" in events[1]["message"]
 
 
 @pytest.mark.parametrize(
@@ -174,16 +175,16 @@ def test_another_trainings_checkpoint_is_refused(
 def test_data_differs_by_any_token_label_or_border() -> None:
     tokenizer = chatml_tokenizer()
     rows = colour_rows()
-    whole = encode_rows(rows, tokenizer, 200)
+    whole = encode_texts(rows, tokenizer, 200)
     digests = {
         data_digest(whole, None),
         data_digest(whole, whole),
-        data_digest(encode_rows(rows[::-1], tokenizer, 200), None),
-        data_digest(encode_rows(rows[:-1], tokenizer, 200), None),
-        data_digest(encode_rows(rows[:-1], tokenizer, 200), encode_rows(rows[-1:], tokenizer, 200)),
+        data_digest(encode_texts(rows[::-1], tokenizer, 200), None),
+        data_digest(encode_texts(rows[:-1], tokenizer, 200), None),
+        data_digest(encode_texts(rows[:-1], tokenizer, 200), encode_texts(rows[-1:], tokenizer, 200)),
     }
     assert len(digests) == 5
-    assert data_digest(encode_rows(rows, chatml_tokenizer(), 200), None) in digests
+    assert data_digest(encode_texts(rows, chatml_tokenizer(), 200), None) in digests
 
 
 def test_a_checkpoint_that_cannot_be_stored_does_not_end_the_training(tmp_path: Path) -> None:

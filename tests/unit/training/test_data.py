@@ -10,9 +10,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tandem.errors import InvalidTrainingData
-from tandem.specs import ChatMessage, ChatRow, CompletionRow, TrainingRow
-from tests.unit.training.tiny import CHATML, SYSTEM, chat, chatml_tokenizer
-from worker.training.data import DataReport, Example, PaddedBatch, encode_rows
+from tandem.specs import ChatRow, CompletionRow, TextGenerationSpec, TrainingRow
+from tandem.specs.training_rows import TextRow
+from tests.unit.training.tiny import CHATML, SYSTEM, chat, chatml_tokenizer, encode_texts
+from worker.tasks.prompts import chat_text
+from worker.training.data import DataReport, Example, PaddedBatch
 
 TOKENIZER = chatml_tokenizer()
 GENERATION = (
@@ -20,6 +22,7 @@ GENERATION = (
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}"
     "{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
 )
+ASKS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 REWRITES_HISTORY = CHATML.replace(
     "message['content']", "(message['content'] if loop.last or message['role'] == 'user' else '(earlier)')"
 )
@@ -28,7 +31,7 @@ REFUSES = "{{ raise_exception('Conversation roles must alternate') }}"
 
 
 def encode(row: TrainingRow, tokenizer: PreTrainedTokenizerFast = TOKENIZER, max_tokens: int = 200) -> Example:
-    (example,) = encode_rows([row], tokenizer, max_tokens).examples
+    (example,) = encode_texts([row], tokenizer, max_tokens).examples
     return example
 
 
@@ -75,7 +78,7 @@ def test_every_answer_of_a_conversation_is_learned() -> None:
 
 def test_a_given_system_message_takes_the_defaults_place() -> None:
     messages = [("system", "Be brief."), ("user", "red"), ("assistant", "stop")]
-    row = ChatRow(messages=tuple(ChatMessage(role=role, content=content) for role, content in messages))
+    row = ChatRow.model_validate({"messages": [{"role": role, "content": content} for role, content in messages]})
     example = encode(row)
     assert text(example).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
     assert answers(example) == ["stop<|im_end|>"]
@@ -144,19 +147,29 @@ def test_a_token_across_the_border_is_split() -> None:
 def test_long_rows_are_cut_and_rows_without_an_answer_left_are_dropped() -> None:
     short, cut = CompletionRow(prompt="red ", completion="go"), CompletionRow(prompt="red ", completion="go " * 30)
     gone = CompletionRow(prompt="red " * 30, completion="go")
-    data = encode_rows([short, cut, gone], TOKENIZER, 16)
+    data = encode_texts([short, cut, gone], TOKENIZER, 16)
     tokens = [len(example.input_ids) for example in data.examples]
     learned = [sum(label != -100 for label in example.labels) for example in data.examples]
     assert tokens[1] == 16
     assert tokens[0] < 16
     assert data.report == DataReport(
-        rows=3, tokens=sum(tokens), answer_tokens=sum(learned), truncated_rows=2, dropped_rows=1
+        lines=3,
+        rows=3,
+        tokens=sum(tokens),
+        longest_tokens=16,
+        mean_tokens=sum(tokens) / 2,
+        answer_tokens=sum(learned),
+        truncated_rows=2,
+        dropped_rows=1,
+        duplicate_rows=0,
+        broken_rows=0,
+        errors=(),
     )
 
 
 def error_of(rows: Sequence[TrainingRow], tokenizer: PreTrainedTokenizerFast, **limits: int) -> InvalidTrainingData:
     with pytest.raises(InvalidTrainingData) as raised:
-        encode_rows(rows, tokenizer, limits.get("max_tokens", 200), param="validation_file")
+        encode_texts(rows, tokenizer, limits.get("max_tokens", 200), param="validation_file")
     assert raised.value.param == "validation_file"
     return raised.value
 
@@ -197,3 +210,81 @@ def test_batches_are_padded_on_the_right_to_their_longest_row() -> None:
     assert batch["labels"].tolist() == [[-100, 6, 7], [-100, 9, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_of_a_plain_text_all_is_learned() -> None:
+    """With the end of the sequence; its first token follows nothing, so nothing predicts it."""
+    row = TextRow(text="red means stop")
+    example = encode(row)
+    assert text(example) == "red means stop<|im_end|>"
+    assert example.labels == (-100, *example.input_ids[1:])
+
+
+def test_an_answer_of_weight_0_is_not_learned() -> None:
+    """Not even with a template that marks what the assistant says."""
+    row = ChatRow.model_validate(
+        {
+            "messages": [
+                {"role": "user", "content": "red"},
+                {"role": "assistant", "content": "go", "weight": 0},
+                {"role": "user", "content": "red"},
+                {"role": "assistant", "content": "stop"},
+            ]
+        }
+    )
+    for tokenizer in (TOKENIZER, chatml_tokenizer(GENERATION + ASKS)):
+        assert answers(encode(row, tokenizer)) == ["stop<|im_end|>"]
+
+
+TOOL = {"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "light", "arguments": '{"colour": "red"}'}}
+WITH_TOOLS = ChatRow.model_validate(
+    {
+        "messages": [
+            {"role": "user", "content": "red"},
+            {"role": "assistant", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "stop"},
+            {"role": "assistant", "content": "stop"},
+        ],
+        "tools": [TOOL],
+    }
+)
+KNOWS_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% if message.tool_calls %}{{ '<call>' + message.tool_calls[0]['function']['arguments']['colour'] }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}" + ASKS
+)
+
+
+def test_tools_and_calls_are_rendered_by_a_template_that_knows_them() -> None:
+    """The call is an answer like another: it is learned, and the functions' description is not."""
+    example = encode(WITH_TOOLS, chatml_tokenizer(KNOWS_TOOLS), max_tokens=500)
+    assert '"name": "light"' in text(example)
+    assert answers(example) == ["<call>red<|im_end|>", "stop<|im_end|>"]
+
+
+def test_a_template_that_knows_no_tools_gets_them_as_texts_as_when_it_serves() -> None:
+    example = encode(WITH_TOOLS, max_tokens=900)
+    call, last = answers(example)
+    assert call == '<tool_call>\n{"name": "light", "arguments": {"colour": "red"}}\n</tool_call><|im_end|>'
+    assert last == "stop<|im_end|>"
+    prompt = text(example).partition("<tool_call>")[0]
+    assert '"name": "light"' in prompt
+    served = served_prompt(WITH_TOOLS)
+    assert text(example).startswith(served)
+
+
+def served_prompt(row: ChatRow) -> str:
+    """What a job with these tools, that must call one, has the model read."""
+    spec = TextGenerationSpec.model_validate(
+        {
+            "kind": "inference",
+            "task": "text-generation",
+            "model": "tiny",
+            "inputs": [{"role": "user", "content": "red"}],
+            "tools": [TOOL],
+            "tool_choice": "required",
+        }
+    )
+    return chat_text(TOKENIZER, spec, row.messages[:1])

@@ -24,8 +24,9 @@ from transformers import (
 
 from tandem.errors import Draining, InvalidRequest, InvalidTrainingData, UnsupportedTask
 from tandem.specs import LoraMethod
-from tandem.specs.finetune import FineTuneTask, TextClassificationRow
+from tandem.specs.finetune import FineTuneTask
 from tandem.specs.methods import AnyMethod, Ia3Method
+from tandem.specs.training_rows import TextClassificationRow
 from tests.unit.training.interrupted import Shelf, comparable, stop_at
 from tests.unit.training.tiny_encoders import (
     QUESTIONS,

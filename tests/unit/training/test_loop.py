@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from tandem.specs import LoraMethod
-from tests.unit.training.tiny import chatml_tokenizer, colour_rows, run_training, tiny_llama
+from tests.unit.training.tiny import chatml_tokenizer, colour_rows, encode_texts, run_training, tiny_llama
 from worker.training import loop
-from worker.training.data import encode_rows
 from worker.training.turns import Turns
 
 IDS = torch.arange(12).reshape(1, 12) + 20
@@ -143,7 +142,7 @@ def test_validation_before_is_the_bases_own_loss(tmp_path: Path) -> None:
     """The mean over all answer tokens of the set, computed here row by row without any of our code for it."""
     resident, rows = tiny_llama(), colour_rows()
     total, tokens = 0.0, 0
-    for example in encode_rows(rows, chatml_tokenizer(), 200).examples:
+    for example in encode_texts(rows, chatml_tokenizer(), 200).examples:
         with torch.no_grad():
             logits = resident(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
         labels = torch.tensor(example.labels[1:])
@@ -181,6 +180,7 @@ def test_events_tell_the_course_of_the_training(tmp_path: Path) -> None:
         eval_steps=2,
     )
     assert json.loads(json.dumps(events, allow_nan=False)) == events
+    assert events.pop(0)["type"] == "data"
     assert [(event["type"], event["step"]) for event in events] == [
         ("evaluation", 0),
         ("progress", 1),
@@ -195,8 +195,23 @@ def test_events_tell_the_course_of_the_training(tmp_path: Path) -> None:
         ("metrics", 5),
         ("evaluation", 5),
     ]
-    assert events[-3] == {"type": "progress", "step": 5, "total_steps": 5, "epoch": pytest.approx(5 / 3)}
-    assert set(events[3]) == {"type", "step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"}
+    assert events[-3] == {
+        "type": "progress",
+        "step": 5,
+        "total_steps": 5,
+        "eta_seconds": 0,
+        "epoch": pytest.approx(5 / 3),
+    }
+    assert events[1]["eta_seconds"] > 0
+    assert set(events[3]) == {
+        *("type", "step", "loss", "learning_rate", "grad_norm"),
+        *("tokens", "tokens_per_second", "device_share", "quantum_ms"),
+        *("mean_token_accuracy", "memory_bytes", "eta_seconds"),
+    }
+    assert 0 <= events[3]["mean_token_accuracy"] <= 1
+    assert events[3]["memory_bytes"] > 10_000_000, "what this process takes, torch being loaded"
+    assert set(events[0]) == {"type", "step", "loss", "mean_token_accuracy"}
+    assert 0 < events[3]["device_share"] <= 1
     assert events[3]["learning_rate"] == pytest.approx(1e-2 * 4 / 5), "the rate of the second of five linear steps"
     assert outcome.history == tuple(event for event in events if event["type"] != "progress")
     assert outcome.validation_loss_before == events[0]["loss"]

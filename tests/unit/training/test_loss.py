@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from tests.unit.training.tiny import tiny_gpt2, tiny_llama
-from worker.training.loss import AnswerLoss, chunked_cross_entropy
+from worker.training.loss import AnswerLoss, chunked_losses
 from worker.training.virtual_tokens import inputs_of
 
 
@@ -29,24 +29,38 @@ def test_chunks_give_the_plain_value_and_gradient(chunk_tokens: int) -> None:
     (expected,) = torch.autograd.grad(plain * 3, hidden)
 
     chunks: list[None] = []
-    loss = chunked_cross_entropy(hidden, labels, head, 12, lambda: chunks.append(None), chunk_tokens)
+    losses, right = chunked_losses(hidden, labels, head, lambda: chunks.append(None), chunk_tokens)
+    loss = losses.sum() / 12
     (gradient,) = torch.autograd.grad(loss * 3, hidden)
     torch.testing.assert_close(loss, plain)
+    assert torch.equal(right, head(hidden).argmax(dim=-1) == labels)
     torch.testing.assert_close(gradient, expected)
-    assert len(chunks) == -(-tokens // chunk_tokens)
+    assert len(chunks) == 3 * -(-tokens // chunk_tokens), "after the head, before its backward pass, and at the end"
+
+
+def test_each_token_has_a_gradient_of_its_own() -> None:
+    """Losses that weigh differently, as those of a preferred answer and the other do."""
+    head, hidden, labels = frozen_head(), torch.randn(9, 16, requires_grad=True), torch.arange(9)
+    weights = torch.linspace(-1, 1, 9)
+    (expected,) = torch.autograd.grad(
+        (F.cross_entropy(head(hidden), labels, reduction="none") * weights).sum(), hidden
+    )
+    losses, _ = chunked_losses(hidden, labels, head, lambda: None, 4)
+    (gradient,) = torch.autograd.grad((losses * weights).sum(), hidden)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_evaluation_needs_no_gradient() -> None:
     head, hidden, labels = frozen_head(), torch.randn(9, 16), torch.arange(9)
     with torch.no_grad():
-        loss = chunked_cross_entropy(hidden, labels, head, 1.0, lambda: None, 4)
-        torch.testing.assert_close(loss, F.cross_entropy(head(hidden), labels, reduction="sum"))
+        losses, _ = chunked_losses(hidden, labels, head, lambda: None, 4)
+        torch.testing.assert_close(losses, F.cross_entropy(head(hidden), labels, reduction="none"))
 
 
 def test_a_head_that_is_trained_is_refused() -> None:
     """It would get no gradient, silently."""
     with pytest.raises(ValueError, match="must be frozen"):
-        chunked_cross_entropy(torch.randn(2, 16), torch.arange(2), nn.Linear(16, 50), 1.0, lambda: None)
+        chunked_losses(torch.randn(2, 16), torch.arange(2), nn.Linear(16, 50), lambda: None)
 
 
 def plain_inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -80,7 +94,8 @@ def test_the_loss_is_the_models_own(build: Callable[[], PreTrainedModel], is_chu
     boundaries: list[None] = []
     loss_of = AnswerLoss(model, lambda: boundaries.append(None), plain_inputs)
     assert loss_of.is_chunked is is_chunked
-    torch.testing.assert_close(loss_of(ids, labels, count), model(input_ids=ids, labels=labels).loss)
+    losses = loss_of(ids, labels).losses
+    torch.testing.assert_close(losses.sum() / count, model(input_ids=ids, labels=labels).loss)
     assert bool(boundaries) is is_chunked
 
 
@@ -92,7 +107,8 @@ def test_the_gradient_is_the_models_own(build: Callable[[], PreTrainedModel]) ->
     weight = model.base_model.layers[0].self_attn.q_proj.weight
     ids, labels, count = some_batch()
     (expected,) = torch.autograd.grad(model(input_ids=ids, labels=labels).loss, weight)
-    (gradient,) = torch.autograd.grad(AnswerLoss(model, lambda: None, plain_inputs)(ids, labels, count), weight)
+    losses = AnswerLoss(model, lambda: None, plain_inputs)(ids, labels).losses
+    (gradient,) = torch.autograd.grad(losses.sum() / count, weight)
     torch.testing.assert_close(gradient, expected)
 
 
@@ -113,7 +129,9 @@ def test_virtual_tokens_carry_no_loss_and_get_its_gradient(
     mask = torch.ones_like(ids)
     mask[2, 40:] = 0
     expected = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-    loss = AnswerLoss(model.get_base_model(), lambda: None, inputs_of(model))(ids, labels, count)
+    answers = AnswerLoss(model.get_base_model(), lambda: None, inputs_of(model))(ids, labels)
+    loss = answers.losses.sum() / count
+    assert torch.equal(answers.rows, (labels[:, 1:] != -100).nonzero()[:, 0])
     torch.testing.assert_close(loss, expected)
     (expected_gradient,) = torch.autograd.grad(expected, weight)
     (gradient,) = torch.autograd.grad(loss, weight)

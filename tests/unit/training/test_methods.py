@@ -141,7 +141,7 @@ def test_ia3_targets_that_the_model_lacks_are_named() -> None:
 
 
 def attach(model: PreTrainedModel, method: AnyMethod) -> None:
-    attach_adapter(model, method, "tiny", TextGeneration(chatml_tokenizer(), 64))
+    attach_adapter(model, method, "tiny", TextGeneration(chatml_tokenizer(), 64), total_steps=1)
 
 
 def falcon_with_one_key_head() -> FalconForCausalLM:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tandem.specs.finetune import TrainingRow
+from tandem.specs import TrainingRow
 from tests.unit.training.tiny_encoders import TOKENIZERS, question, question_rows, tiny_body
 from worker.training.data import Example
 from worker.training.objectives import Metric, objective_for

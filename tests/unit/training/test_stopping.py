@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tandem.errors import Cancelled, ConfigurationError, InvalidRequest, InvalidTrainingData
+from tandem.errors import Cancelled, ConfigurationError, InvalidTrainingData, TrainingDiverged
 from tandem.specs import CompletionRow
 from tests.unit.training.tiny import colour_rows, run_training, tiny_gpt2, tiny_llama
 from worker.training import loop
@@ -124,27 +124,12 @@ def test_a_slow_reader_of_events_does_not_hold_the_device(tmp_path: Path) -> Non
     assert len(calls) > 10
 
 
-def test_one_training_at_a_time_in_a_process(tmp_path: Path) -> None:
-    """accelerate's state of gradient accumulation is the process's: a second training is refused, not mixed in."""
-    refused: list[str] = []
-
-    def train_another(event: dict[str, Any]) -> None:
-        if event["type"] == "progress":
-            with pytest.raises(RuntimeError, match="one training at a time") as raised:
-                run_training(tiny_llama(), tmp_path / "another")
-            refused.append(str(raised.value))
-
-    assert run_training(tiny_llama(), tmp_path / "first", on_event=train_another).steps == 3
-    assert len(refused) == 3
-    assert not (tmp_path / "another").exists()
-
-
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     """A loss that is not a number ends the job with the setting to change, instead of an adapter of NaNs."""
     resident, turns = tiny_llama(), Turns(0.0)
     with torch.no_grad():
         resident.model.norm.weight.fill_(math.inf)
-    with pytest.raises(InvalidRequest, match="training diverged: the training loss is nan at step 0") as raised:
+    with pytest.raises(TrainingDiverged, match="training diverged: the training loss is nan in step 1") as raised:
         run_training(resident, tmp_path / "adapter", turns=turns)
     assert raised.value.param == "hyperparameters.learning_rate"
     with turns.serving():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.training.turns import Turns
+from worker.training.turns import SLICE_SECONDS, Share, Turns
 
 JOIN_SECONDS = 20
 """Far more than any of these threads needs: a test that waits this long has found a deadlock."""
@@ -55,7 +55,7 @@ def run_together(*works: Callable[[], None]) -> None:
 def wait_for_queue(turns: Turns, length: int) -> None:
     """Return when `length` threads stand in the queue; the caller holds the device meanwhile."""
     deadline = time.monotonic() + JOIN_SECONDS
-    while len(turns._queue) < length:  # nothing is notified when a thread comes, so look again
+    while turns.waiting() < length:  # nothing is notified when a thread comes, so look again
         assert time.monotonic() < deadline, f"{length} threads never came to wait"
         os.sched_yield()
 
@@ -214,29 +214,152 @@ def test_turns_do_not_nest(outer: str, inner: str) -> None:
         pass  # the device is free again
 
 
-def test_only_one_thread_trains() -> None:
-    """A second training is refused, not queued, both while the first works and while it gives way."""
-    turns = Turns(0.0)
-    refused: list[str] = []
+def test_trainings_share_by_time_while_serving_waits() -> None:
+    """Serving comes between any two turns of training, and the next one is for the training that has had least."""
+    clock = Clock()
+    turns, device = Turns(0.0, clock=clock), Device()
+
+    def train(name: str, seconds: float, count: int) -> None:
+        share = Share()
+        for _ in range(count):
+            with turns.training(share):
+                device.use(name)
+                clock.now += seconds
+
+    def serve() -> None:
+        for _ in range(9):
+            with turns.serving():
+                device.use("serving")
+
+    with ThreadPoolExecutor(3) as pool:
+        with turns.serving():
+            works = [pool.submit(train, "long", 2.0, 4), pool.submit(train, "short", 1.0, 8)]
+            wait_for_queue(turns, 2)
+            works.append(pool.submit(serve))
+            wait_for_queue(turns, 3)
+        for work in works:
+            work.result(JOIN_SECONDS)
+    first = [user for user in device.users if user != "serving"][:9]
+    assert abs(2 * first.count("long") - first.count("short")) <= 2, f"two seconds each, in all: {first}"
+
+
+def test_trainings_alone_alternate_slice_by_slice() -> None:
+    """With nobody to serve a boundary is a handover only when another training waits and a slice is over."""
+    clock = Clock()
+    turns, device = Turns(0.0, clock=clock), Device()
 
     def train_too() -> None:
-        with pytest.raises(RuntimeError, match="one training at a time"), turns.training():
-            pass
-        refused.append("while it works")
+        with turns.training():
+            device.use("second")
+
+    with ThreadPoolExecutor(1) as pool, turns.training():
+        future = pool.submit(train_too)
+        wait_for_queue(turns, 1)
+        clock.now = SLICE_SECONDS - 0.01
+        turns.give_way()
+        device.use("first")
+        clock.now = SLICE_SECONDS
+        turns.give_way()
+        future.result(JOIN_SECONDS)
+    assert device.users == ["first", "second"]
+
+
+def test_a_new_training_has_nothing_to_catch_up_on() -> None:
+    """One that comes when another has had an hour shares from now on, instead of taking an hour for itself."""
+    clock = Clock()
+    turns, device = Turns(0.0, clock=clock), Device()
+    old, new = Share(), Share()
+    with turns.training(old):
+        clock.now += 3600.0
+
+    def train(name: str, share: Share) -> None:
+        for _ in range(3):
+            with turns.training(share):
+                device.use(name)
+                clock.now += 1.0
+
+    with ThreadPoolExecutor(2) as pool:
+        with turns.serving():
+            works = [pool.submit(train, "old", old), pool.submit(train, "new", new)]
+            wait_for_queue(turns, 2)
+        for work in works:
+            work.result(JOIN_SECONDS)
+    assert device.users.index("old") < 5, f"the old one waits for a turn or two at most: {device.users}"
+    assert (old.held_seconds, new.held_seconds) == (3603.0, 3.0)
+
+
+class Ration:
+    """A pace whose training has to wait until it is told otherwise; it notes what it is told."""
+
+    def __init__(self) -> None:
+        self.quantum_seconds = 0.0
+        self.is_rationed = True
+        self.allowed = False
+        self.notes: list[tuple[str, float, float]] = []
+
+    def may_train(self) -> bool:
+        return self.allowed
+
+    def trained(self, contended_seconds: float) -> None:
+        self.notes.append(("trained", contended_seconds, 0.0))
+
+    def served(self, held_seconds: float, delayed_seconds: float) -> None:
+        self.notes.append(("served", held_seconds, delayed_seconds))
+
+
+def test_a_rationed_training_waits_while_serving_goes_on() -> None:
+    """A thread that serves step after step is not interrupted, although it holds nothing from one to the next."""
+    pace = Ration()
+    turns, device = Turns(pace=pace), Device()
+
+    def train() -> None:
+        with turns.training():
+            device.use("training")
+
+    with ThreadPoolExecutor(1) as pool:
+        with turns.serving():
+            future = pool.submit(train)
+            wait_for_queue(turns, 1)
+        for step in range(20):
+            with turns.serving():
+                device.use("serving")
+                pace.allowed = step == 15
+        future.result(JOIN_SECONDS)
+    assert device.users[:16] == ["serving"] * 16
+    assert device.users[16] == "training"
+
+
+def test_a_rationed_training_has_the_device_when_serving_rests() -> None:
+    """It needs no leave then, and nobody has to wake it."""
+    turns = Turns(pace=Ration())
+    with turns.serving():
+        pass
+    started = time.monotonic()
+    with turns.training():
+        assert time.monotonic() - started < JOIN_SECONDS
+
+
+def test_the_pace_is_told_what_each_side_had() -> None:
+    """Serving's own time, what it waited for training, and for how long training was waited for."""
+    clock, pace = Clock(), Ration()
+    pace.quantum_seconds, pace.allowed = 3.0, True
+    turns = Turns(pace=pace, clock=clock)
 
     def serve() -> None:
         with turns.serving():
-            wait_for_queue(turns, 1)  # training stands in the queue now
-            with ThreadPoolExecutor(1) as other:
-                other.submit(train_too).result(JOIN_SECONDS)
+            clock.now += 0.5
 
     with ThreadPoolExecutor(1) as pool, turns.training():
-        pool.submit(train_too).result(JOIN_SECONDS)
+        clock.now = 2.0  # nobody waits for these two seconds
         future = pool.submit(serve)
         wait_for_queue(turns, 1)
+        clock.now = 3.0
         turns.give_way()
         future.result(JOIN_SECONDS)
-    assert len(refused) == 2
+        assert pace.notes == [("trained", 1.0, 0.0), ("served", 0.5, 1.0)]
+        clock.now = 5.0
+        assert turns.trained_seconds == 4.5
+    assert turns.trained_seconds == 4.5
 
 
 def test_giving_way_without_a_training_turn_is_misuse() -> None:
@@ -291,9 +414,3 @@ def test_an_interrupted_wait_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -
         future.result(JOIN_SECONDS)
     with turns.training():
         assert not turns.is_due()
-
-
-@pytest.mark.parametrize("quantum", [-0.001, float("nan"), float("inf")])
-def test_a_quantum_is_a_length_of_time(quantum: float) -> None:
-    with pytest.raises(ValueError, match="quantum_seconds"):
-        Turns(quantum)

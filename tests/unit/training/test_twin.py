@@ -1,12 +1,14 @@
 """The twin: the resident's weights in a second module tree, neither of which disturbs the other."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from tests.unit.training.tiny import tiny_gpt2, tiny_llama
-from worker.training.twin import build_twin, give_way_at_layers, layers
+from worker.training.twin import GiveWayAtEveryCall, build_twin, give_way_at_layers, layers
 
 IDS = torch.arange(20).reshape(2, 10) + 5
 
@@ -121,22 +123,50 @@ class Boundaries:
         self.count += 1
 
 
-@pytest.mark.parametrize(("name", "depth"), [("tied", 3), ("gpt2", 2), ("bert", 2)])
-def test_every_layer_gives_way_forward_and_backward(name: str, depth: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "depth", "matrices"),
+    [
+        ("tied", 3, 7),  # four of the attention, three of the MLP
+        ("gpt2", 2, 4),  # two of each
+        ("bert", 2, 6),  # query, key, value, and three of which each has an output
+    ],
+)
+def test_every_layer_and_matrix_gives_way_forward_and_backward(name: str, depth: int, matrices: int) -> None:
     twin, boundaries = build_twin(RESIDENTS[name]()), Boundaries()
     assert len(layers(twin)) == depth
+    twin.requires_grad_(False)
+    twin.get_input_embeddings().requires_grad_(True)  # so that gradients flow through frozen layers, as in training
     handles = give_way_at_layers(twin, boundaries)
+    expected = depth * (1 + matrices)
     output = twin(input_ids=IDS).logits.sum()
-    assert boundaries.count == depth
+    assert boundaries.count == expected
     output.backward()
-    assert boundaries.count == 2 * depth
+    assert boundaries.count == 2 * expected
     with torch.no_grad():
         twin(input_ids=IDS)
-    assert boundaries.count == 3 * depth
+    assert boundaries.count == 3 * expected
     for handle in handles:
         handle.remove()
     twin(input_ids=IDS).logits.sum().backward()
-    assert boundaries.count == 3 * depth
+    assert boundaries.count == 3 * expected
+
+
+def test_work_without_layers_gives_way_at_every_call() -> None:
+    """An optimizer's step over many tensors has a boundary at each of its operations, and computes the same."""
+    boundaries, steps = Boundaries(), []
+    for watched in (False, True):
+        weights = [nn.Parameter(torch.arange(4.0) + number) for number in range(10)]
+        optimizer = torch.optim.AdamW(weights, lr=0.1)
+        for weight in weights:
+            weight.grad = weight.detach().clone()
+        with GiveWayAtEveryCall(boundaries) if watched else nullcontext():
+            optimizer.step()
+        assert (boundaries.count > 10 * len(weights)) is watched
+        steps.append(torch.stack([weight.detach() for weight in weights]))
+    assert torch.equal(*steps)
+    before = boundaries.count
+    torch.zeros(3)
+    assert boundaries.count == before, "outside of the block nothing gives way"
 
 
 def test_a_model_without_layers_is_refused() -> None:

@@ -1,6 +1,6 @@
 """Small real things to train: a ChatML tokenizer, random Llamas, and rows that can be learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tandem.specs import ChatMessage, ChatRow, CompletionRow, Hyperparameters, LoraMethod, TrainingRow
+from tandem.specs import ChatRow, CompletionRow, Hyperparameters, LoraMethod, TrainingRow
 from tandem.specs.methods import AnyMethod
+from worker.training.data import EncodedData
 from worker.training.keeper import SAVE_SECONDS
 from worker.training.loop import TrainingOutcome, train
+from worker.training.objectives.text_generation import TextGeneration
 from worker.training.turns import Turns
 
 SYSTEM = "You are a helpful AI assistant."
@@ -86,7 +88,7 @@ def chat(*contents: str, first: str = "user") -> ChatRow:
     """A conversation in which user and assistant alternate, `first` speaking first."""
     order = ("user", "assistant") if first == "user" else ("assistant", "user")
     messages = [{"role": order[index % 2], "content": content} for index, content in enumerate(contents)]
-    return ChatRow(messages=tuple(ChatMessage.model_validate(message) for message in messages))
+    return ChatRow.model_validate({"messages": messages})
 
 
 def colour_rows() -> list[TrainingRow]:
@@ -94,6 +96,13 @@ def colour_rows() -> list[TrainingRow]:
     chats: list[TrainingRow] = [chat(asked, answer) for asked, answer in COLOURS.items()]
     completions = [CompletionRow(prompt=f"{asked} means ", completion=answer) for asked, answer in COLOURS.items()]
     return [*chats, *completions]
+
+
+def encode_texts(
+    rows: Iterable[TrainingRow], tokenizer: PreTrainedTokenizerFast, max_tokens: int, *, param: str = "training_file"
+) -> EncodedData:
+    """What text-generation makes of rows."""
+    return TextGeneration(tokenizer, max_tokens).encode(rows, param=param)
 
 
 def nothing() -> None:
@@ -114,9 +123,10 @@ def run_training(
     resume_from: Path | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
+    options: dict[str, Any] | None = None,
     **hyperparameters: Any,
 ) -> TrainingOutcome:
-    """`train` with small defaults: three steps of four rows."""
+    """`train` with small defaults: three steps of four rows. `options` are those of `train` that few tests need."""
     settings = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-2, **hyperparameters}
     return train(
         resident,
@@ -134,4 +144,5 @@ def run_training(
         resume_from=resume_from,
         on_checkpoint=on_checkpoint,
         save_seconds=save_seconds,
+        **(options or {}),
     )

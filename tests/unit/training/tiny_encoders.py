@@ -17,14 +17,15 @@ from transformers import (
 )
 
 from tandem.specs import Hyperparameters, LoraMethod
-from tandem.specs.finetune import (
-    FineTuneTask,
+from tandem.specs.finetune import FineTuneTask
+from tandem.specs.methods import AnyMethod
+from tandem.specs.training_rows import (
+    AnchorRow,
     QuestionAnsweringRow,
     TextClassificationRow,
     TokenClassificationRow,
     TrainingRow,
 )
-from tandem.specs.methods import AnyMethod
 from tests.tiny_models.tokenizers import bart_pieces, word_pieces
 from worker.training.loop import TrainingOutcome, train
 from worker.training.turns import Turns
@@ -57,6 +58,22 @@ QUESTIONS = (
     ("who slept", "calm was the sea", ""),
 )
 
+PAIRS = (
+    ("what sat on the mat", "the cat", "a dog"),
+    ("who barked at the cat", "a dog barked at the cat , all night", None),
+    ("what fell on the old town", "rain", "the sea"),
+    ("who works at the bank", "Anna Smith works at the bank in London", None),
+    ("what was calm", "the sea", "the night was long"),
+    ("who slept", "the old man", None),
+    ("who won the match in Paris", "Smith", None),
+    ("what is the total price", "the price of the invoice", "the bank"),
+)
+
+
+def anchor_rows() -> list[TrainingRow]:
+    """Questions and their answers; some with an answer that is wrong."""
+    return [AnchorRow(anchor=asked, positive=right, negative=wrong) for asked, right, wrong in PAIRS]
+
 
 def text_rows() -> list[TrainingRow]:
     """Single texts, of several lengths, in three classes."""
@@ -81,6 +98,7 @@ ROWS: dict[FineTuneTask, Callable[[], list[TrainingRow]]] = {
     "text-classification": text_rows,
     "token-classification": tagged_rows,
     "question-answering": question_rows,
+    "feature-extraction": anchor_rows,
 }
 TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {
     "bert": word_pieces(),

@@ -16,7 +16,16 @@ import torch
 from tandem.adapters import AdapterStore
 from tandem.artifacts import ArtifactStore
 from tandem.catalogue import CatalogueEntry
-from tandem.errors import AttemptStopped, Draining, Paused, QueueUnavailable, Superseded
+from tandem.errors import (
+    AttemptStopped,
+    Draining,
+    InvalidRequest,
+    InvalidTrainingData,
+    Paused,
+    QueueUnavailable,
+    Superseded,
+    UnknownAdapter,
+)
 from tandem.files import FileStore
 from tandem.job_store import JobStore
 from tandem.settings import Settings
@@ -104,9 +113,13 @@ class Stores:
             self.artifacts,
             Turns(0.0),
             StallWatch(60.0, pytest.fail),
+            adapter_rank=64,
         )
 
-    def attempt(self, job_id: str = "job_1", **options: Any) -> StandInAttempt:
+    def attempt(
+        self, job_id: str = "job_1", *, settings: dict[str, Any] | None = None, **options: Any
+    ) -> StandInAttempt:
+        """`settings` are fields of the spec."""
         hyperparameters = {"max_steps": 6, "batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
         spec = {
             "kind": "finetune",
@@ -115,6 +128,7 @@ class Stores:
             "validation_file": self.training_file,
             "method": {"dropout": 0.2},
             "hyperparameters": {**hyperparameters, "save_steps": options.pop("save_steps", None)},
+            **(settings or {}),
         }
         return StandInAttempt(spec, job_id, **options)
 
@@ -227,7 +241,7 @@ def test_a_server_that_is_away_for_a_moment_costs_no_checkpoint(stores: Stores) 
 
 
 def test_a_server_that_stays_away_holds_up_no_drain(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.runners.finetune.RECORD_SECONDS", 0.0)
+    monkeypatch.setattr("worker.runners.training_checkpoints.RECORD_SECONDS", 0.0)
     attempt = stores.attempt(stop_at=10, refusals=[QueueUnavailable, QueueUnavailable])
     with pytest.raises(Draining):
         stores.run(attempt)
@@ -241,3 +255,106 @@ def test_an_attempt_that_lost_its_job_stops_at_its_checkpoint(stores: Stores) ->
         stores.run(attempt)
     assert attempt.steps("progress") == [1]
     assert attempt.saved == []
+
+
+def file_of(stores: Stores, file_id: str) -> tuple[str, bytes]:
+    files = FileStore(stores.jobs, stores.artifacts)
+    file = files.get(file_id)
+    assert file.owner == "owner"
+    return file.purpose, b"".join(files.content(file))
+
+
+def test_the_course_of_a_training_is_stored_as_files(stores: Stores) -> None:
+    """A table and a picture of the loss, in files of the job's owner that the result names."""
+    attempt = stores.attempt("job_curve")
+    result = stores.run(attempt)
+    purpose, table = file_of(stores, result["files"]["metrics.csv"])
+    assert purpose == "fine-tune-results"
+    lines = table.decode().splitlines()
+    assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+    assert [line.split(",")[0] for line in lines[1:]] == ["0", "1", "2", "3", "4", "5", "6"]
+    purpose, picture = file_of(stores, result["files"]["loss.png"])
+    assert purpose == "fine-tune-results"
+    assert picture.startswith(b"\x89PNG")
+    assert result["checkpoints"] == []
+    assert attempt.events[0][0] == "data"
+    assert stores.run(stores.attempt("job_curve"))["files"] == result["files"], "an attempt after its end makes none"
+
+
+def test_checkpoints_are_published_and_the_old_ones_withdrawn(stores: Stores) -> None:
+    """Each is an adapter of its own name; of four, the limit keeps the newest two and the result lists them."""
+    attempt = stores.attempt(
+        "job_published", save_steps=1, settings={"publish_checkpoints": True, "save_total_limit": 2}
+    )
+    result = stores.run(attempt)
+    assert attempt.steps("published_checkpoint") == [1, 2, 3, 4, 5, 6]
+    kept = result["checkpoints"]
+    assert [checkpoint["step"] for checkpoint in kept] == [5, 6]
+    assert [checkpoint["adapter"] for checkpoint in kept] == [f"{result['adapter']}:ckpt-step-{n}" for n in (5, 6)]
+    assert kept[1]["metrics"]["valid_loss"] == result["metrics"]["validation_loss_after"]
+    assert {"step", "train_loss", "train_mean_token_accuracy"} <= kept[0]["metrics"].keys()
+    adapters = AdapterStore(stores.jobs, stores.artifacts)
+    last = adapters.get(kept[1]["adapter"])
+    assert last.job_id == "job_published"
+    assert stores.artifacts.read(last.files[ADAPTER]) == stores.weights(result)
+    with pytest.raises(UnknownAdapter):
+        adapters.get(f"{result['adapter']}:ckpt-step-4")
+
+
+def test_the_best_checkpoint_is_never_withdrawn(stores: Stores) -> None:
+    """Evaluated after each step at a rate that soon ruins the adapter, an early one is the best of them."""
+    settings = {
+        "publish_checkpoints": True,
+        "save_total_limit": 2,
+        "hyperparameters": {"max_steps": 6, "save_steps": 1, "eval_steps": 1, "learning_rate": 0.9, "keep": "best"},
+    }
+    result = stores.run(stores.attempt("job_best", settings=settings))
+    losses = {
+        event["step"]: event["loss"]
+        for event in result["metrics"]["history"]
+        if event["type"] == "evaluation" and event["step"]
+    }
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 5
+    assert [checkpoint["step"] for checkpoint in result["checkpoints"]] == [best, 6]
+    assert result["metrics"]["kept_step"] == best
+    adapters = AdapterStore(stores.jobs, stores.artifacts)
+    assert stores.artifacts.read(adapters.get(result["checkpoints"][0]["adapter"]).files[ADAPTER]) == stores.weights(
+        result
+    )
+
+
+def test_a_job_that_moves_lists_the_checkpoints_of_all_its_attempts(stores: Stores) -> None:
+    settings = {"publish_checkpoints": True}
+    first = stores.attempt("job_moved", save_steps=2, settings=settings, stop_at=16)
+    with pytest.raises(Draining):
+        stores.run(first)
+    second = stores.attempt("job_moved", save_steps=2, settings=settings, checkpoint=first.saved[-1])
+    result = stores.run(second)
+    assert first.steps("published_checkpoint")
+    assert second.steps("published_checkpoint")
+    steps = {*first.steps("published_checkpoint"), *second.steps("published_checkpoint")}
+    assert [checkpoint["step"] for checkpoint in result["checkpoints"]] == sorted(steps)
+
+
+def test_broken_rows_are_skipped_by_the_users_choice(stores: Stores) -> None:
+    files = FileStore(stores.jobs, stores.artifacts)
+    lines = b'{"prompt": "red means ", "completion": "stop"}\n{"prompt": 1}\n{"text": "green means go"}\n'
+    broken = files.create([lines], filename="broken.jsonl", purpose="fine-tune", owner="owner", limit=1000).id
+    settings = {"training_file": broken, "validation_file": None}
+    with pytest.raises(InvalidTrainingData, match="line 2: `prompt`"):
+        stores.run(stores.attempt("job_fails", settings=settings))
+    attempt = stores.attempt("job_skips", settings={**settings, "on_broken_row": "skip"})
+    result = stores.run(attempt)
+    name, report = attempt.events[0]
+    assert name == "data"
+    assert (report["training"]["rows"], report["training"]["broken_rows"]) == (2, 1)
+    assert report["training"]["errors"][0]["line"] == 2
+    assert result["metrics"]["training_data"]["broken_rows"] == 1
+
+
+def test_a_tracker_that_is_not_installed_is_refused(stores: Stores) -> None:
+    """Before any work on the device, with what to do."""
+    with pytest.raises(InvalidRequest, match="wandb is not installed on the worker") as raised:
+        stores.run(stores.attempt("job_tracked", settings={"report_to": ["wandb"]}))
+    assert raised.value.param == "report_to"

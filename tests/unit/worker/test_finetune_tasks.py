@@ -40,7 +40,9 @@ class Bench:
         self.loaded: list[tuple[str, str]] = []
         residents = ResidentModels(1, measure=lambda _: 1, load=self._load)
         watch = StallWatch(60.0, pytest.fail)
-        self._run = FineTuneRunner(residents, self.files, self.adapters, artifacts, Turns(0.0), watch)
+        self._run = FineTuneRunner(
+            residents, self.files, self.adapters, artifacts, Turns(0.0), watch, adapter_rank=64
+        )
 
     def _load(self, key: tuple[str, str]) -> ResidentModel:
         self.loaded.append(key)

@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tandem.errors import InvalidTrainingData, UnsupportedTask
-from tandem.specs import TrainingRow
+from tandem.errors import UnsupportedTask
 from tandem.specs.finetune import FineTuneTask
 from worker.training.data import Example, padded
 from worker.training.heads import Head
 from worker.training.loss import IGNORED_LABEL
-from worker.training.objectives.objective import Batch, Loss, Objective
+from worker.training.objectives.objective import Batch, BatchLoss, Loss, Objective
 from worker.training.virtual_tokens import ModelInputs
 
 
@@ -65,13 +64,14 @@ class HeadedObjective(Objective):
     ) -> Loss:
         """Cross-entropy, without chunks: a head's logits are few, and soon computed."""
 
-        def loss(batch: Batch, denominator: Tensor | float) -> tuple[Tensor, Tensor]:
-            logits = self.logits(twin, batch)
+        def loss(batch: Batch, denominator: Tensor | float) -> BatchLoss:
+            logits, labels = self.logits(twin, batch), batch["labels"]
             give_way()
             total = F.cross_entropy(
-                logits.flatten(0, -2).float(), batch["labels"].flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+                logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
             )
-            return total / denominator, logits
+            right = (logits.detach().argmax(dim=-1) == labels).sum()
+            return BatchLoss(total / denominator, {"accuracy": right}, logits)
 
         return loss
 
@@ -95,13 +95,3 @@ def context_tokens(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - reserved)
     return min(limits)
-
-
-def nothing_left(rows: Sequence[TrainingRow], param: str) -> InvalidTrainingData:
-    if not rows:
-        return InvalidTrainingData("the file has no rows: send at least one", param=param)
-    return InvalidTrainingData(
-        f"none of the {len(rows)} rows has a label within the limit of tokens: shorten the texts or raise "
-        "hyperparameters.max_tokens",
-        param=param,
-    )

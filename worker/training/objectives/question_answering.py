@@ -1,7 +1,8 @@
 """question-answering: the span of a context that answers a question, found by where it starts and ends."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
@@ -10,10 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem.errors import InvalidTrainingData
 from tandem.specs import TrainingRow
-from tandem.specs.finetune import QuestionAnsweringRow
-from worker.training.data import EncodedData, Example, report_on
+from tandem.specs.training_rows import QuestionAnsweringRow
+from worker.training.data import EncodedData, Example
+from worker.training.encoding import EncodedRow, encode_rows
+from worker.training.example_file import Form, ItemWriter
 from worker.training.objectives.answers import exact_match, overlap
-from worker.training.objectives.headed import HeadedObjective, nothing_left
+from worker.training.objectives.headed import HeadedObjective
 from worker.training.objectives.objective import Batch, Metric, wrong_row
 
 TASK: Final = "question-answering"
@@ -41,9 +44,29 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class EncodedQuestions(EncodedData):
-    rows: tuple[QuestionAnsweringRow, ...] = ()
-    windows: tuple[Window, ...] = ()
+    rows: Sequence[QuestionAnsweringRow]
+    windows: Sequence[Window]
     """One for each example."""
+
+
+def _window_columns(window: Window) -> dict[str, Any]:
+    starts, ends = zip(*((-1, -1) if at is None else at for at in window.offsets), strict=True)
+    return {"row": window.row, "starts": starts, "ends": ends, "none_at": window.none_at}
+
+
+def _window(columns: dict[str, Any]) -> Window:
+    offsets = zip(columns["starts"], columns["ends"], strict=True)
+    return Window(columns["row"], tuple(None if at[0] < 0 else at for at in offsets), columns["none_at"])
+
+
+WINDOWS: Form[Window] = Form(
+    {"row": "int64", "starts": "[int32]", "ends": "[int32]", "none_at": "int32"}, _window_columns, _window
+)
+QUESTIONS: Form[QuestionAnsweringRow] = Form(
+    {"row": "string"},
+    lambda row: {"row": row.model_dump_json()},
+    lambda columns: QuestionAnsweringRow.model_validate_json(columns["row"]),
+)
 
 
 class QuestionAnswering(HeadedObjective):
@@ -54,38 +77,48 @@ class QuestionAnswering(HeadedObjective):
         body: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int,
-        training_rows: Sequence[TrainingRow],
+        training_rows: Iterable[TrainingRow],
     ) -> None:
         super().__init__(TASK, body, tokenizer, max_tokens, ())
         self._may_be_empty = any(
             isinstance(row, QuestionAnsweringRow) and not row.answers.text for row in training_rows
         )
 
-    def encode(self, rows: Sequence[TrainingRow], *, param: str = "training_file") -> EncodedQuestions:
+    def encode_row(self, row: TrainingRow) -> EncodedRow:
         """One example for each window of a row's context. Its `labels` are two: the first and the last token of the
         answer, or twice the first token of all (`[CLS]`) where the window does not hold it."""
-        examples: list[Example] = []
-        windows: list[Window] = []
-        questions: list[QuestionAnsweringRow] = []
-        cut = dropped = 0
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, QuestionAnsweringRow):
-                raise wrong_row(TASK, number, param)
-            try:
-                encoded = self._encode(row, number - 1)
-            except InvalidTrainingData as error:
-                raise InvalidTrainingData(f"row {number}: {error.message}", param=param) from error
-            questions.append(row)
-            cut += len(encoded) > 1
-            if row.answers.text and all(example.labels[0] == window.none_at for example, window in encoded):
-                dropped += 1  # longer than a window: what is left would teach that there is no answer
-                continue
-            examples.extend(example for example, _ in encoded)
-            windows.extend(window for _, window in encoded)
-        if not examples:
-            raise nothing_left(rows, param)
-        report = report_on(examples, rows=len(rows), truncated=cut, dropped=dropped)
-        return EncodedQuestions(tuple(examples), report, rows=tuple(questions), windows=tuple(windows))
+        encoded, is_cut = self._encode(row, 0)
+        return EncodedRow([example for example, _ in encoded], is_cut)
+
+    def encode(
+        self,
+        rows: Iterable[TrainingRow],
+        *,
+        param: str = "training_file",
+        folder: Path | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> EncodedQuestions:
+        """Also keeps the questions and their windows, from which an evaluation finds the answers' texts."""
+        windows = ItemWriter(WINDOWS, folder, f"{param}-windows")
+        questions = ItemWriter(QUESTIONS, folder, f"{param}-questions")
+        place = 0
+
+        def encode_row(row: TrainingRow) -> EncodedRow:
+            nonlocal place
+            encoded, is_cut = self._encode(row, place)
+            assert isinstance(row, QuestionAnsweringRow)
+            questions.add(row)
+            place += 1
+            for _, window in encoded:
+                windows.add(window)
+            return EncodedRow([example for example, _ in encoded], is_cut)
+
+        data = encode_rows(rows, encode_row, param=param, folder=folder, check=check)
+        return EncodedQuestions(
+            **{field.name: getattr(data, field.name) for field in fields(data)},
+            rows=questions.close(),
+            windows=windows.close(),
+        )
 
     def metric(self, validation: EncodedData) -> Metric:
         assert isinstance(validation, EncodedQuestions)
@@ -101,7 +134,13 @@ class QuestionAnswering(HeadedObjective):
         logits = torch.stack((outputs.start_logits, outputs.end_logits), dim=1).float()
         return logits.masked_fill(batch["attention_mask"].unsqueeze(1) == 0, torch.finfo(logits.dtype).min)
 
-    def _encode(self, row: QuestionAnsweringRow, place: int) -> list[tuple[Example, Window]]:
+    def _encode(self, row: TrainingRow, place: int) -> tuple[list[tuple[Example, Window]], bool]:
+        """A row's windows, none where they could not teach its answer; and whether there is more than one.
+
+        `place` is the row's number among those that are used, from 0.
+        """
+        if not isinstance(row, QuestionAnsweringRow):
+            raise wrong_row(TASK)
         room = self.max_tokens - len(self.tokenizer(row.question, "", verbose=False)["input_ids"])
         if room < MINIMUM_WINDOW_TOKENS:
             raise InvalidTrainingData(
@@ -119,7 +158,11 @@ class QuestionAnswering(HeadedObjective):
             verbose=False,
         )
         answer = _first_answer(row)
-        return [self._window(encoding, number, answer, place) for number in range(len(encoding["input_ids"]))]
+        encoded = [self._window(encoding, number, answer, place) for number in range(len(encoding["input_ids"]))]
+        is_cut = len(encoded) > 1
+        if answer is not None and all(example.labels[0] == window.none_at for example, window in encoded):
+            return [], is_cut  # longer than a window: what is left would teach that there is no answer
+        return encoded, is_cut
 
     def _window(self, encoding: Any, number: int, answer: tuple[int, int] | None, row: int) -> tuple[Example, Window]:
         ids: list[int] = encoding["input_ids"][number]

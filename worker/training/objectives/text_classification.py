@@ -1,16 +1,17 @@
 """text-classification: one label for a text, or for a pair of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem.specs import TrainingRow
-from tandem.specs.finetune import TextClassificationRow
+from tandem.specs.training_rows import TextClassificationRow
 from tandem.training_rows import labels_of, refuse_unknown_labels
-from worker.training.data import EncodedData, Example, report_on
-from worker.training.objectives.headed import HeadedObjective, nothing_left
+from worker.training.data import EncodedData, Example
+from worker.training.encoding import EncodedRow
+from worker.training.objectives.headed import HeadedObjective
 from worker.training.objectives.objective import Batch, Metric, wrong_row
 
 TASK: Final = "text-classification"
@@ -24,31 +25,26 @@ class TextClassification(HeadedObjective):
         body: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int,
-        training_rows: Sequence[TrainingRow],
+        training_rows: Iterable[TrainingRow],
     ) -> None:
         """Raises InvalidTrainingData unless `training_rows` have at least two labels."""
         labels = labels_of(TASK, training_rows)
         super().__init__(TASK, body, tokenizer, max_tokens, labels)
         self._number = {label: number for number, label in enumerate(labels)}
 
-    def encode(self, rows: Sequence[TrainingRow], *, param: str = "training_file") -> EncodedData:
+    def encode_row(self, row: TrainingRow) -> EncodedRow:
         """One example a row. Its `labels` are one: the class's number."""
-        examples: list[Example] = []
-        truncated = 0
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, TextClassificationRow):
-                raise wrong_row(TASK, number, param)
-            refuse_unknown_labels(row, self._number, number)
-            encoding = self._tokenize(row, truncation=True)
-            ids = encoding["input_ids"]
-            if len(ids) == self.max_tokens:
-                truncated += len(self._tokenize(row, truncation=False)["input_ids"]) > self.max_tokens
-            types = encoding.get("token_type_ids")
-            examples.append(Example(tuple(ids), (self._number[row.label],), None if types is None else tuple(types)))
-        if not examples:
-            raise nothing_left(rows, param)
-        report = report_on(examples, rows=len(rows), truncated=truncated, dropped=0)
-        return EncodedData(tuple(examples), report, self.head.labels)
+        if not isinstance(row, TextClassificationRow):
+            raise wrong_row(TASK)
+        refuse_unknown_labels(row, self._number)
+        encoding = self._tokenize(row, truncation=True)
+        ids = encoding["input_ids"]
+        is_cut = (
+            len(ids) == self.max_tokens and len(self._tokenize(row, truncation=False)["input_ids"]) > self.max_tokens
+        )
+        types = encoding.get("token_type_ids")
+        example = Example(tuple(ids), (self._number[row.label],), None if types is None else tuple(types))
+        return EncodedRow((example,), is_cut)
 
     def metric(self, validation: EncodedData) -> Metric:
         return Accuracy([example.labels[0] for example in validation.examples])

@@ -1,4 +1,4 @@
-"""text-generation: the answers of conversations and completions, token by token."""
+"""text-generation: the answers of conversations and completions, and plain texts, token by token."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -7,9 +7,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem.specs import ChatRow, CompletionRow, TrainingRow
-from worker.training.data import EncodedData, Example, PaddedBatch, encode_rows
-from worker.training.loss import AnswerLoss
-from worker.training.objectives.objective import Batch, Loss, Objective, wrong_row
+from tandem.specs.training_rows import TextRow
+from worker.training.data import Example, PaddedBatch
+from worker.training.encoding import EncodedRow
+from worker.training.loss import IGNORED_LABEL, AnswerLoss
+from worker.training.objectives.objective import Batch, BatchLoss, Loss, Objective, wrong_row
+from worker.training.texts import encode_text
 from worker.training.virtual_tokens import ModelInputs
 
 
@@ -21,13 +24,14 @@ class TextGeneration(Objective):
         self._max_tokens = max_tokens
         self._collate = PaddedBatch(tokenizer)
 
-    def encode(self, rows: Sequence[TrainingRow], *, param: str = "training_file") -> EncodedData:
-        texts: list[ChatRow | CompletionRow] = []
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, ChatRow | CompletionRow):
-                raise wrong_row("text-generation", number, param)
-            texts.append(row)
-        return encode_rows(texts, self.tokenizer, self._max_tokens, param=param)
+    def encode_row(self, row: TrainingRow) -> EncodedRow:
+        """One example a row, cut at its end; none if nothing that is learned is left of it."""
+        if not isinstance(row, ChatRow | CompletionRow | TextRow):
+            raise wrong_row("text-generation")
+        whole = encode_text(row, self.tokenizer)
+        example = Example(whole.input_ids[: self._max_tokens], whole.labels[: self._max_tokens])
+        has_answer = any(label != IGNORED_LABEL for label in example.labels)
+        return EncodedRow((example,) if has_answer else (), len(whole.input_ids) > self._max_tokens)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         return self._collate(examples)
@@ -35,7 +39,8 @@ class TextGeneration(Objective):
     def loss(self, twin: PreTrainedModel, give_way: Callable[[], None], inputs: ModelInputs) -> Loss:
         answer_loss = AnswerLoss(twin, give_way, inputs)
 
-        def loss(batch: Batch, denominator: Tensor | float) -> tuple[Tensor, None]:
-            return answer_loss(batch["input_ids"], batch["labels"], denominator), None
+        def loss(batch: Batch, denominator: Tensor | float) -> BatchLoss:
+            answers = answer_loss(batch["input_ids"], batch["labels"], batch.get("position_ids"))
+            return BatchLoss(answers.losses.sum() / denominator, {"mean_token_accuracy": answers.right.sum()})
 
         return loss

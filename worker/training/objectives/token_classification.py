@@ -1,18 +1,19 @@
 """token-classification: a tag for each word, such as what kind of named entity it belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem.specs import TrainingRow
-from tandem.specs.finetune import TokenClassificationRow
+from tandem.specs.training_rows import TokenClassificationRow
 from tandem.training_rows import labels_of, refuse_unknown_labels
-from worker.training.data import EncodedData, Example, report_on
+from worker.training.data import EncodedData, Example
+from worker.training.encoding import EncodedRow
 from worker.training.loss import IGNORED_LABEL
 from worker.training.objectives.entities import entities, f1
-from worker.training.objectives.headed import HeadedObjective, nothing_left
+from worker.training.objectives.headed import HeadedObjective
 from worker.training.objectives.objective import Metric, wrong_row
 
 TASK: Final = "token-classification"
@@ -26,29 +27,21 @@ class TokenClassification(HeadedObjective):
         body: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         max_tokens: int,
-        training_rows: Sequence[TrainingRow],
+        training_rows: Iterable[TrainingRow],
     ) -> None:
         """Raises InvalidTrainingData unless `training_rows` have at least two tags."""
         labels = labels_of(TASK, training_rows)
         super().__init__(TASK, body, tokenizer, max_tokens, labels)
         self._number = {label: number for number, label in enumerate(labels)}
 
-    def encode(self, rows: Sequence[TrainingRow], *, param: str = "training_file") -> EncodedData:
+    def encode_row(self, row: TrainingRow) -> EncodedRow:
         """One example a row. Its `labels` are one a token: the tag's number at a word's first token, else -100."""
-        examples: list[Example] = []
-        truncated = 0
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, TokenClassificationRow):
-                raise wrong_row(TASK, number, param)
-            refuse_unknown_labels(row, self._number, number)
-            example, is_cut = self._encode(row)
-            truncated += is_cut
-            if any(label != IGNORED_LABEL for label in example.labels):
-                examples.append(example)
-        if not examples:
-            raise nothing_left(rows, param)
-        report = report_on(examples, rows=len(rows), truncated=truncated, dropped=len(rows) - len(examples))
-        return EncodedData(tuple(examples), report, self.head.labels)
+        if not isinstance(row, TokenClassificationRow):
+            raise wrong_row(TASK)
+        refuse_unknown_labels(row, self._number)
+        example, is_cut = self._encode(row)
+        has_words = any(label != IGNORED_LABEL for label in example.labels)
+        return EncodedRow((example,) if has_words else (), is_cut)
 
     def metric(self, validation: EncodedData) -> Metric:
         return Tags(validation.examples, self.head.labels)

@@ -1,0 +1,35 @@
+"""The dial's settings, as the worker hands them to its controller."""
+
+import pytest
+
+from tandem.errors import ConfigurationError
+from tandem.settings import WorkerSettings
+from worker.service import latency_target
+from worker.training.pace import LatencyTarget
+
+
+def test_the_settings_become_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds become seconds; nothing else changes."""
+    monkeypatch.setenv("TANDEM_SERVING_SLOWDOWN", "2.5")
+    monkeypatch.setenv("TANDEM_SERVING_GAP_MS", "250")
+    monkeypatch.setenv("TANDEM_TRAINING_SHARE", "0.2")
+    assert latency_target(WorkerSettings.read()) == LatencyTarget(2.5, gap_seconds=0.25, least_share=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TANDEM_SERVING_SLOWDOWN", "1.0"),
+        ("TANDEM_SERVING_GAP_MS", "0"),
+        ("TANDEM_TRAINING_SHARE", "1"),
+        ("TANDEM_TRAININGS", "0"),
+    ],
+)
+def test_a_setting_that_cannot_be_kept_stops_the_start(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can train without slowing anything down: the variable is named."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as raised:
+        WorkerSettings.read()
+    assert raised.value.param == name
