@@ -6,15 +6,19 @@ from contextlib import asynccontextmanager
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
-from api import errors
+from api import errors, openapi
+from api.answer_headers import EXPOSED, AnswerHeaders
 from api.auth import RequireKey, bearer
+from api.batches.clerk import Clerk
 from api.body_limit import BodyLimit
 from api.dependencies import Api
 from api.errors import ErrorBody
 from api.request_id import RequestId
 from api.routes import adapters, dead_letters, files, health, hf, jobs, lanes, metrics, models
-from api.routes.openai import chat, embeddings
+from api.routes import webhooks as webhook_endpoints
+from api.routes.openai import batches, chat, completions, embeddings, fine_tuning, lora_adapters, responses, uploads
 from api.webhooks import Webhooks
 from tandem.api_keys import ApiKeys
 from tandem.events import connect_async
@@ -48,7 +52,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         events = connect_async(settings.redis_url)
         app.state.api = Api(settings, services, events, webhooks)
         try:
-            async with webhooks.delivered(services.jobs):
+            async with webhooks.delivered(services), Clerk(services).at_work():
                 yield
         finally:
             await events.aclose()
@@ -68,13 +72,39 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(RequestId)
+    app.add_middleware(AnswerHeaders)
+    if settings.cors_origins:
+        # Outside of all that refuses: a browser's preflight shows no key, and its page is to read every error.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
 
     v1 = APIRouter(
         prefix="/v1",
         dependencies=[Depends(bearer)],
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    for routes in (jobs, dead_letters, lanes, chat, embeddings, files, models, adapters):
+    for routes in (
+        jobs,
+        dead_letters,
+        lanes,
+        chat,
+        completions,
+        responses,
+        embeddings,
+        files,
+        uploads,
+        batches,
+        fine_tuning,
+        models,
+        adapters,
+        lora_adapters,
+        webhook_endpoints,
+    ):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(
@@ -84,4 +114,5 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     app.include_router(metrics.router)
     app.include_router(health.router)
+    openapi.install(app)
     return app

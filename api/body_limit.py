@@ -1,6 +1,7 @@
 """No body is read into memory, or on to the disk, beyond its limit."""
 
 import asyncio
+import re
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -12,6 +13,7 @@ from tandem.settings import ApiSettings
 
 FILES_PATH = "/v1/files"
 HF_PATH = "/hf/models/"
+PARTS_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 MULTIPART_BYTES = 64 * 1024
 """What boundaries, part headers and the other fields of an upload may add to its file."""
 DISCARD_BYTES = 256 * 2**20
@@ -23,7 +25,8 @@ DISCARD_SECONDS = 10.0
 class BodyLimit:
     """Refuses a body by its Content-Length before any of it is read, and one without by counting it.
 
-    JSON may have `body_bytes`, an uploaded file `file_bytes`, a body that is an image or a sound `media_bytes`.
+    JSON may have `body_bytes`, an uploaded file `file_bytes`, a part of one `part_bytes`, a body that is an image or
+    a sound `media_bytes`.
     """
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
@@ -59,6 +62,9 @@ class BodyLimit:
         if path == FILES_PATH:
             limit = self._settings.file_bytes
             return limit + MULTIPART_BYTES, f"`file` is larger than the limit of {limit} bytes; split it"
+        if PARTS_PATH.fullmatch(path):
+            limit = self._settings.part_bytes
+            return limit + MULTIPART_BYTES, f"`data` is larger than the limit of {limit} bytes; send smaller parts"
         if path.startswith(HF_PATH):
             limit = self._settings.media_bytes
             return limit, f"the body is larger than the limit of {limit} bytes; upload it and name the file's id"

@@ -1,14 +1,16 @@
 """What routes ask for: the process's stores, its settings and its reader of events, and a way to submit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import redis.asyncio
 from fastapi import Depends, Header, Request
 
 from api.auth import Key
+from api.rate_limit import STATE, rate_limit
 from api.webhooks import Webhooks
 from tandem.api_keys import ApiKey
+from tandem.errors import QueueFull
 from tandem.job_store import Share, Submitted
 from tandem.services import Services
 from tandem.settings import ApiSettings
@@ -63,20 +65,29 @@ class Submitter:
     api: Api
     key: ApiKey
     idempotency_key: str | None
+    request: Request
 
     def submit(self, spec: AnyInferenceSpec | FineTuneSpec) -> Submitted:
         """Queue a job. Raises what Submission.submit raises, and InvalidRequest for a webhook that cannot be told."""
         self.api.webhooks.check(spec)
-        return self.api.services.submission.submit(
-            spec,
-            owner=self.key.owner,
-            share=Share(self.key.weight, self.key.max_queued),
-            idempotency_key=self.idempotency_key,
-        )
+        # Looked at before: a look that fails after the job is queued would answer that it was not.
+        limit = rate_limit(self.key, self.api.services.jobs)
+        setattr(self.request.state, STATE, limit)
+        try:
+            return self.api.services.submission.submit(
+                spec,
+                owner=self.key.owner,
+                share=Share(self.key.weight, self.key.max_queued),
+                idempotency_key=self.idempotency_key,
+            )
+        except QueueFull as error:
+            if limit is not None:
+                setattr(self.request.state, STATE, replace(limit, remaining=0, reset_seconds=error.retry_after))
+            raise
 
 
-async def _submitter(api: ApiDep, key: Key, idempotency_key: IdempotencyKey = None) -> Submitter:
-    return Submitter(api, key, idempotency_key)
+async def _submitter(request: Request, api: ApiDep, key: Key, idempotency_key: IdempotencyKey = None) -> Submitter:
+    return Submitter(api, key, idempotency_key, request)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

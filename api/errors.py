@@ -71,19 +71,24 @@ def error_body(error: TandemError) -> ErrorBody:
 
 
 def error_response(error: TandemError) -> JSONResponse:
-    headers = {}
+    headers: dict[str, str] = {}
     if error.status == AUTHENTICATION_STATUS:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status == UNAVAILABLE_STATUS:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        headers |= _retry_after(RETRY_AFTER_SECONDS)
     if isinstance(error, QueueFull):
-        # HTTP knows whole seconds only. OpenAI's clients wait for so long (up to two minutes) and try again.
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        # OpenAI's clients wait for so long (up to two minutes) and try again.
+        headers |= _retry_after(error.retry_after)
     # OpenAI's clients repeat a 409 and every 5xx by themselves. After a timeout the job goes on: a repeated request
     # would be a second one.
     if not error.retryable or isinstance(error, WaitTimeout):
         headers["x-should-retry"] = "false"
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    """HTTP knows whole seconds only; OpenAI's clients read the milliseconds first."""
+    return {"Retry-After": str(max(1, math.ceil(seconds))), "Retry-After-Ms": str(math.ceil(seconds * 1000))}
 
 
 def _classes(root: type[TandemError]) -> dict[str, type[TandemError]]:
@@ -139,7 +144,9 @@ async def _client_gone(_: Request, __: Exception) -> Response:
 
 _FIELD = re.compile(r"[A-Za-z_][\w-]*")
 _SOURCES = frozenset({"body", "query", "path", "header", "form"})
-_UNION_LABELS = frozenset({"inference", "finetune", "constrained-str", "str", "list", "tuple", *METHODS, *TASKS})
+_UNION_LABELS = frozenset(
+    {"inference", "finetune", "supervised", "dpo", "constrained-str", "str", "list", "tuple", *METHODS, *TASKS}
+)
 """What pydantic puts into a location for the branch of a union that it tried: no part of the user's JSON."""
 
 

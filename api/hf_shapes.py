@@ -4,12 +4,15 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
+from api.hf_text_generation import generation_asked, generation_shown
 from tandem.artifacts import ArtifactStore
+from tandem.errors import InvalidRequest
 from tandem.specs import Task
+from tandem.specs.generate_parameters import GenerateParameters
 from tandem.specs.media import ARTIFACT
 
 IGNORED = frozenset({"options", "stream", "encoding_format"})
-"""Keys that clients send for a hosted service, or with no meaning here: they change no answer."""
+"""Keys that are no parameters of a job: a hosted service's, and what is looked at by itself."""
 BYTES_TASKS = frozenset({"text-to-audio", "image-to-image"})
 """Their answer is the file itself."""
 LISTED_TASKS = frozenset({"text-generation", "text2text-generation", "summarization", "translation", "image-to-text"})
@@ -24,7 +27,11 @@ class Answer:
 
 
 def asked(task: Task, sent: dict[str, Any]) -> dict[str, Any]:
-    """The job's fields: parameters may stand at the root as well (feature-extraction), and so may a question."""
+    """The job's fields: parameters may stand at the root as well (feature-extraction), and so may a question.
+
+    Raises InvalidRequest for what has another meaning there than it has for a job.
+    """
+    _refuse_forms(task, sent)
     inputs = sent.get("inputs")
     parameters = sent.get("parameters") or {}
     if not isinstance(parameters, dict):
@@ -33,29 +40,40 @@ def asked(task: Task, sent: dict[str, Any]) -> dict[str, Any]:
     if "question" in rest and "image" in rest:
         # visual_question_answering() sends the image twice.
         inputs = {"question": rest.pop("question"), "image": rest.pop("image")}
-    fields: dict[str, Any] = {"task": task, "inputs": inputs}
+    fields: dict[str, Any] = {"task": task}
+    if inputs is not None:  # "is missing", not "is null"
+        fields["inputs"] = inputs
     if task == "text-generation":
-        parameters = _generation(parameters)
-    parameters = {name: value for name, value in {**rest, **parameters}.items() if value is not None}
-    if inputs is None:
-        del fields["inputs"]  # "is missing", not "is null"
-    return {**fields, "parameters": parameters} if parameters else fields
+        return {**fields, **generation_asked({**rest, **parameters}, stream=sent.get("stream") is True)}
+    said = {name: value for name, value in {**rest, **parameters}.items() if value is not None}
+    if task == "table-question-answering":
+        said.pop("model", None)  # the client says it there once more
+    if task == "text-to-audio":
+        said = _speech(said)
+    return {**fields, "parameters": said} if said else fields
 
 
-def _generation(parameters: dict[str, Any]) -> dict[str, Any]:
-    """text_generation()'s parameters; sampling is off unless `do_sample` or a temperature asks for it."""
-    kept = {name: value for name, value in parameters.items() if name not in {"do_sample", "details", "watermark"}}
-    if parameters.get("do_sample") and "temperature" not in kept:
-        kept["temperature"] = 1.0
-    if parameters.get("do_sample") is False:
-        kept.pop("temperature", None)
-    return kept
+def _refuse_forms(task: Task, sent: dict[str, Any]) -> None:
+    if sent.get("stream") and task != "text-generation":
+        raise InvalidRequest(f"`stream`: only text-generation is streamed, not {task}; leave it out", param="stream")
+    if sent.get("encoding_format") not in (None, "float"):
+        raise InvalidRequest(
+            "`encoding_format`: vectors are lists of numbers here (`float`); POST /v1/embeddings gives base64",
+            param="encoding_format",
+        )
+
+
+def _speech(parameters: dict[str, Any]) -> dict[str, Any]:
+    """text_to_speech() has no level of its own for how tokens are chosen."""
+    chosen = {name: value for name, value in parameters.items() if name in GenerateParameters.model_fields}
+    rest = {name: value for name, value in parameters.items() if name not in chosen}
+    return {**rest, "generation_parameters": {**rest.get("generation_parameters", {}), **chosen}} if chosen else rest
 
 
 def shown(task: Task, sent: dict[str, Any], result: dict[str, Any], artifacts: ArtifactStore) -> Answer:
     """The answer to `sent`, from its job's result. Files are base64 in it, or the answer itself."""
     if task == "text-generation":
-        return Answer([{"generated_text": result["generated_text"]}])
+        return Answer(generation_shown(sent, result))
     rows = result["rows"]
     several = isinstance(sent.get("inputs"), list)
     if task in BYTES_TASKS and not several:

@@ -13,7 +13,7 @@ logger = logging.getLogger("tandem.api")
 
 
 class RequestId:
-    """The outermost middleware."""
+    """Outside of all that may fail."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

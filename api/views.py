@@ -5,13 +5,14 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tandem.adapter_aliases import AdapterAlias
 from tandem.adapters import AdapterManifest, Checked, ImportedMethod
 from tandem.catalogue import Catalogue, CatalogueEntry
 from tandem.files import StoredFile
 from tandem.job import Failure, Job, JobKind, JobState
 from tandem.job_reads import LaneStatus
 from tandem.specs import Priority, Task, job_spec_adapter
-from tandem.specs.media import Purpose
+from tandem.specs.media import StoredPurpose
 from tandem.specs.methods import Method
 from tandem.workers import ResidentInfo, WorkerInfo
 
@@ -142,14 +143,19 @@ class FileView(BaseModel):
     id: str
     object: Literal["file"] = "file"
     bytes: int
-    created_at: int
+    created_at: int = Field(description="Seconds since the epoch")
+    expires_at: int | None = Field(description="When it is deleted by itself; null: never")
     filename: str
-    purpose: Purpose
+    purpose: StoredPurpose
     status: Literal["processed"] = "processed"
+    """Of OpenAI's shape: a file is whole when it is known, and its rows are checked when a job names it."""
+    status_details: None = None
 
     @classmethod
     def of(cls, file: StoredFile) -> Self:
-        return cls(**file.model_dump(include={"id", "bytes", "created_at", "filename", "purpose"}))
+        return cls(
+            **file.model_dump(include={"id", "bytes", "created_at", "expires_at", "filename", "purpose"}),
+        )
 
 
 class ResidencyView(BaseModel):
@@ -180,7 +186,7 @@ class ModelView(BaseModel):
     created: int
     owned_by: str
     root: str
-    """The base model."""
+    """The base model; of a name that was given to an adapter: that adapter."""
     parent: str | None
     """Of an adapter: the model that it was trained on."""
     base: str | None
@@ -218,6 +224,18 @@ class ModelView(BaseModel):
             parent=manifest.base,
             base=manifest.base,
             tasks=(manifest.task,),
+        )
+
+    @classmethod
+    def of_alias(cls, alias: AdapterAlias, manifest: AdapterManifest) -> Self:
+        named = cls.of_adapter(manifest)
+        return named.model_copy(
+            update={
+                "id": alias.name,
+                "root": manifest.id,
+                "created": int(alias.created_at),
+                "owned_by": alias.owner,
+            }
         )
 
 

@@ -53,7 +53,11 @@ class Waiting:
 
     async def result(self) -> Job:
         """The job, after it has succeeded. Raises what it failed with; Cancelled, DeadlineExceeded."""
-        return succeeded(await run_in_threadpool(self._api.services.jobs.get, self._id))
+        return succeeded(await self.job())
+
+    async def job(self) -> Job:
+        """The job as it stands."""
+        return await run_in_threadpool(self._api.services.jobs.get, self._id)
 
     async def end(self) -> Job:
         """Wait for the end, then as `result`."""

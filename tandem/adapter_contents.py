@@ -11,7 +11,7 @@ from typing import Any
 from tandem.adapter_layers import CHANGES, LayerChange, refusal
 from tandem.errors import UnsupportedTask
 from tandem.safetensors_header import NotSafetensors, TensorInfo, read_header
-from tandem.specs.finetune import FineTuneTask
+from tandem.specs.finetune import HEADED_TASKS, FineTuneTask
 from tandem.specs.methods import MAX_VIRTUAL_TOKENS
 from tandem.specs.peft_config import (
     APART_METHODS,
@@ -33,6 +33,8 @@ TASKS: dict[str | None, FineTuneTask] = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
     "QUESTION_ANS": "question-answering",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
 }
 """PEFT's task type → the task that its adapters do."""
 HEAD_FIELDS = frozenset({"modules_to_save"})
@@ -99,7 +101,7 @@ def read_contents(folder: Path) -> AdapterContents:
             raise refusal(f"{key[:MAX_QUOTED]} has the dtype {tensor.dtype}; it must be one of {sorted(FLOATS)}")
     if peft_type in PREFIX_METHODS:
         return AdapterContents(peft_type, task, virtual_tokens=_virtual_tokens(tensors, config))
-    has_head = task != "text-generation"
+    has_head = task in HEADED_TASKS
     layers = _layers(peft_type, tensors, config, has_head=has_head)
     labels, model_type = _trained_model(folder, task) if has_head else ((), None)
     return AdapterContents(peft_type, task, layers, labels=labels, model_type=model_type)
@@ -119,8 +121,11 @@ def _check_config(config: Mapping[str, Any], task: FineTuneTask) -> None:
     """Raise InvalidRequest for a kind or an option that is not served; virtual tokens are for language models."""
     if task == "text-generation":
         reason = unserved(config, methods={**LINEAR_METHODS, **APART_METHODS, **PREFIX_METHODS})
+    elif task == "text2text-generation":
+        reason = unserved(config, methods={**LINEAR_METHODS, **APART_METHODS})
     else:
-        reason = unserved(config, methods=LINEAR_METHODS, also_served=HEAD_FIELDS)
+        also_served = HEAD_FIELDS if task in HEADED_TASKS else frozenset()
+        reason = unserved(config, methods=LINEAR_METHODS, also_served=also_served)
     if reason is not None:
         raise refusal(f"by {CONFIG_FILE}, {reason}")
 

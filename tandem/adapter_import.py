@@ -25,7 +25,7 @@ from tandem.errors import AdapterMismatch, Conflict, InvalidModel, InvalidReques
 from tandem.safetensors_header import NotSafetensors, read_header
 from tandem.services import Services
 from tandem.specs.base import SUFFIX_PATTERN, FileId, Name, Spec
-from tandem.specs.finetune import RESIDENT_TASK
+from tandem.specs.finetune import RESIDENT_TASK, base_does
 from tandem.specs.peft_config import MAX_QUOTED, MODEL_CONFIG_FILE
 
 PURPOSE = "adapter"
@@ -108,10 +108,10 @@ def check_base(contents: AdapterContents, base: CatalogueEntry) -> Checked:
 
     Raises UnsupportedTask, AdapterMismatch, and InvalidModel for a base whose files are broken.
     """
-    needed = RESIDENT_TASK[contents.task]
-    if needed not in base.tasks:
+    if not base_does(contents.task, base.tasks):
         raise UnsupportedTask(
-            f"the adapter does {contents.task}, for which its base must do {needed!r}; {base.name!r} does: "
+            f"the adapter does {contents.task}, for which its base must do {RESIDENT_TASK[contents.task]!r}; "
+            f"{base.name!r} does: "
             f"{', '.join(base.tasks)}",
             param="base",
         )

@@ -19,6 +19,7 @@ from tandem.errors import UnknownAdapter
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
 from tandem.specs import Task
+from tandem.specs.finetune import EMBEDDING, TEXT_TO_TEXT
 from tandem.specs.methods import Method
 
 FOLDER = "adapters"
@@ -30,9 +31,10 @@ Checked = Literal["files", "files and base"]
 weights. What is left, the first worker that loads it checks."""
 
 
-Served = Literal["mixed-batch", "not-served"]
-"""How jobs run with an adapter: in one batch with others, other adapters' among them; or not at all, because its
-model is one that the engine does not hold. Its folder can be had all the same."""
+Served = Literal["mixed-batch", "apart", "not-served"]
+"""How jobs run with an adapter: in one batch with others, other adapters' among them; one adapter at a time, by the
+library, since it is no update that the batch's slots can hold; or not at all, because its model is one that the
+engine does not hold. Its folder can be had all the same."""
 
 
 class ImportedMethod(BaseModel):
@@ -70,6 +72,10 @@ class AdapterManifest(BaseModel):
     """SHA-256 of the training file."""
     validation_data: str | None = None
     metrics: dict[str, Any] = {}
+    result_files: dict[str, str] = {}
+    """Of a training: what is told of its course, by name (`metrics.csv`, `loss.png`) → file id."""
+    checkpoints: tuple[dict[str, Any], ...] = ()
+    """Of a training, those of its checkpoints that are adapters too: `step`, `adapter` (the id) and `metrics`."""
     served: Served | None = None
     """As the worker that trained it found; None where no worker has."""
     checked: Checked | None = None
@@ -77,6 +83,10 @@ class AdapterManifest(BaseModel):
     files: dict[str, str]
     """File name in the PEFT folder → digest of its content."""
     created_at: float
+
+    def does(self, task: Task) -> bool:
+        """Whether jobs of `task` can name it."""
+        return task == self.task or any(self.task in kin and task in kin for kin in (TEXT_TO_TEXT, EMBEDDING))
 
 
 def adapter_id(base: str, owner: str, suffix: str, origin: str) -> str:
@@ -156,9 +166,9 @@ class AdapterStore:
             archive.writestr("tandem_manifest.json", manifest.model_dump_json(indent=2))
         yield pieces.take()
 
-    def delete(self, adapter: str) -> None:
+    def delete(self, adapter: str, *, param: str = "adapter") -> None:
         """Withdraw an adapter: no new job may name it. Raises UnknownAdapter."""
-        self.get(adapter)
+        self.get(adapter, param=param)
         with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(f"{PREFIX}adapter:{adapter}")
             pipe.zrem(f"{PREFIX}adapters", adapter)

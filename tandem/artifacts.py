@@ -99,10 +99,15 @@ class ArtifactStore:
         """The whole blob. Raises UnknownArtifact."""
         return b"".join(self.chunks(digest))
 
-    def chunks(self, digest: str) -> Iterator[bytes]:
-        """The blob, piece by piece. Raises UnknownArtifact."""
+    def chunks(self, digest: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The blob, or its bytes from `start` up to but not including `end`, piece by piece.
+
+        Raises UnknownArtifact.
+        """
         with self._open(digest) as source:
-            while chunk := source.read(CHUNK_BYTES):
+            source.seek(start)
+            while chunk := source.read(CHUNK_BYTES if end is None else min(CHUNK_BYTES, end - start)):
+                start += len(chunk)
                 yield chunk
 
     def fetch(self, digest: str, path: Path) -> None:

@@ -21,7 +21,11 @@ def collect_artifacts(services: Services, *, dry_run: bool = False) -> Collected
     refer to artifacts that this one knows nothing of.
     """
     _check_owner(services)
-    references = references_of(services.jobs, services.files, services.adapters)
+    if not dry_run:
+        # Their records are gone already; what is left is their place in the list.
+        services.files.forget_expired()
+        services.batches.forget_expired()
+    references = references_of(services.jobs, services.files, services.adapters, services.batches)
     return collect(services.artifacts, references, dry_run=dry_run)
 
 

@@ -49,6 +49,12 @@ class InvalidTrainingData(InvalidRequest):
     code = "invalid_training_data"
 
 
+class TrainingDiverged(InvalidRequest):
+    """The training's loss or gradient is no longer a finite number."""
+
+    code = "training_diverged"
+
+
 class AdapterMismatch(InvalidRequest):
     """The adapter was trained on another base model."""
 
@@ -100,10 +106,34 @@ class UnknownJob(NotFound):
     code = "job_not_found"
 
 
+class UnknownResponse(NotFound):
+    """There is no response with this id, or its time to live is over."""
+
+    code = "response_not_found"
+
+
 class UnknownFile(NotFound):
     """There is no file with this id."""
 
     code = "file_not_found"
+
+
+class UnknownBatch(NotFound):
+    """There is no batch with this id, or its time to live is over."""
+
+    code = "batch_not_found"
+
+
+class UnknownUpload(NotFound):
+    """There is no upload with this id, or its time is over."""
+
+    code = "upload_not_found"
+
+
+class UnknownEndpoint(NotFound):
+    """There is no webhook endpoint with this id."""
+
+    code = "webhook_endpoint_not_found"
 
 
 class UnknownArtifact(NotFound):

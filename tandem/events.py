@@ -1,5 +1,5 @@
-"""A job's events, read as they come: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `retry`,
-`checkpoint`, `resumed`, `cancel`, `pause`, `resume`.
+"""A job's events, read as they come: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `tool_call`,
+`retry`, `checkpoint`, `published_checkpoint`, `data`, `warning`, `resumed`, `cancel`, `pause`, `resume`.
 
 The stream's ids are the cursor: reading goes on after any of them. An event of an attempt that was lost is followed
 by a `state` event with the next attempt's number; what a reader has collected from `tokens` then starts anew.

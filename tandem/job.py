@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from tandem.errors import TandemError
 from tandem.specs import Priority, RetryPolicy
 
-JobKind = Literal["inference", "finetune"]
+JobKind = Literal["inference", "finetune", "batch"]
+"""`batch` is a shard of one."""
 
 
 class JobState(StrEnum):

@@ -1,6 +1,7 @@
 """Reading jobs: one, lists, counts, and how the lanes stand."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from tandem.specs.media import ARTIFACT
 
 PAGE_CHUNK = 100
 """Records read in one round trip while a list is filtered."""
+DRAIN_SECONDS = 60.0
+"""Over which the rate of ended jobs is averaged, as in transitions/record.lua, which counts them."""
 SERVICE = "*"
 """Stands for all lanes where a lane is named to be paused."""
 
@@ -28,6 +31,15 @@ class LaneStatus:
     """Jobs that a worker could take now."""
     paused_since: float | None
     """Seconds since the epoch; None if it is not paused itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerQueue:
+    """What one owner has waiting."""
+
+    queued: int
+    ended_per_second: float
+    """Jobs, averaged over the last minute."""
 
 
 class JobReader:
@@ -91,7 +103,7 @@ class JobReader:
                 start = rank + 1
             # By rank: one sweep buries many in the same millisecond.
             ids = self.redis.zrange(f"{PREFIX}dead", start, start + limit - 1, desc=True)
-        return self._many(ids)
+        return self.many(ids)
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
@@ -99,6 +111,19 @@ class JobReader:
             for state in JobState:
                 pipe.zcard(f"{PREFIX}jobs:state:{state}")
             return dict(zip([str(state) for state in JobState], pipe.execute(), strict=True))
+
+    def owner_queue(self, owner: str) -> OwnerQueue:
+        """How many jobs an owner has queued, and how fast they end."""
+        with self.guard(), self.redis.pipeline(transaction=False) as pipe:
+            pipe.hget(f"{PREFIX}queued", owner)
+            pipe.hget(f"{PREFIX}drained", owner)
+            pipe.time()
+            queued, drained, (seconds, microseconds) = pipe.execute()
+        rate = 0.0
+        if drained:
+            at_ms, rate = (float(part) for part in drained.split())
+            rate *= math.exp((at_ms / 1000 - seconds - microseconds / 1e6) / DRAIN_SECONDS)
+        return OwnerQueue(int(queued or 0), rate)
 
     def lanes(self) -> Sequence[LaneStatus]:
         """Every lane that ever had a job, by name."""
@@ -163,9 +188,10 @@ class JobReader:
                 withscores=True,
             )
         last = f"({int(entries[-1][1])}" if entries else upper
-        return self._many([job_id for job_id, _ in entries]), last
+        return self.many([job_id for job_id, _ in entries]), last
 
-    def _many(self, ids: Sequence[str]) -> Sequence[Job]:
+    def many(self, ids: Sequence[str]) -> Sequence[Job]:
+        """Those of these jobs that are not forgotten, in this order."""
         with self.guard(), self.redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.get(f"{PREFIX}spec:{job_id}")

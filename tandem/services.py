@@ -2,13 +2,19 @@
 
 from dataclasses import dataclass
 
+from tandem.adapter_aliases import AdapterAliases
 from tandem.adapters import AdapterStore
 from tandem.artifacts import ArtifactStore
+from tandem.batch_store import BatchStore
 from tandem.catalogue import Catalogue
 from tandem.files import FileStore
 from tandem.job_store import JobStore
+from tandem.responses import ResponseStore
 from tandem.settings import Settings
 from tandem.submission import Submission
+from tandem.uploads import UploadStore
+from tandem.webhooks.endpoints import EndpointStore
+from tandem.webhooks.events import WebhookEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +25,12 @@ class Services:
     files: FileStore
     adapters: AdapterStore
     submission: Submission
+    batches: BatchStore
+    responses: ResponseStore
+    aliases: AdapterAliases
+    uploads: UploadStore
+    webhook_endpoints: EndpointStore
+    webhook_events: WebhookEvents
 
     @classmethod
     def connect(cls, settings: Settings) -> "Services":
@@ -28,6 +40,19 @@ class Services:
         jobs = JobStore(settings, artifacts)
         files = FileStore(jobs, artifacts)
         adapters = AdapterStore(jobs, artifacts)
+        aliases = AdapterAliases(jobs, catalogue, adapters)
+        endpoints = EndpointStore(jobs)
         return cls(
-            catalogue, artifacts, jobs, files, adapters, Submission(catalogue, jobs, files, adapters, artifacts)
+            catalogue=catalogue,
+            artifacts=artifacts,
+            jobs=jobs,
+            files=files,
+            adapters=adapters,
+            submission=Submission(catalogue, jobs, files, adapters, aliases, artifacts),
+            batches=BatchStore(jobs),
+            responses=ResponseStore(settings, jobs),
+            aliases=aliases,
+            uploads=UploadStore(jobs, artifacts),
+            webhook_endpoints=endpoints,
+            webhook_events=WebhookEvents(jobs, endpoints),
         )

@@ -1,5 +1,6 @@
 """Settings, read once at an entry point from TANDEM_* variables and passed down frozen."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -73,7 +74,11 @@ class ApiSettings(Settings):
     media_bytes: int = Field(default=64 * 2**20, ge=1024)
     """The largest image, sound or video that is sent as a body (under /hf); larger ones are uploaded first."""
     file_bytes: int = Field(default=512 * 2**20, ge=1024)
-    """The largest uploaded file (OpenAI's limit)."""
+    """The largest file that is uploaded in one request (OpenAI's limit)."""
+    upload_bytes: int = Field(default=8 * 2**30, ge=1024)
+    """The largest file that is uploaded in parts (OpenAI's limit)."""
+    part_bytes: int = Field(default=64 * 2**20, ge=1024)
+    """The largest of these parts (OpenAI's limit, and what its client sends)."""
     wait_seconds: float = Field(default=600.0, gt=0.0)
     """How long a synchronous door (chat completions, embeddings) waits for its job (the SDK's own timeout)."""
     webhook_secret: SecretStr | None = None
@@ -81,8 +86,26 @@ class ApiSettings(Settings):
     are refused."""
     webhook_private: bool = False
     """Webhooks may also go to loopback and private addresses, and over plain http."""
+    # NoDecode: the variable is a plain comma-separated list, not JSON.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Web pages that may call the API from a browser, such as `https://app.example.com`; `*` for all. None by
+    default."""
     flower_url: str | None = None
     """Where Flower is, so that the landing page can say so."""
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(part.strip() for part in parts if part.strip()) if isinstance(parts, list) else parts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin: write scheme and host, such as https://app.example.com")
+        return origins
 
     @field_validator("api_key", "api_keys_file", "webhook_secret", mode="before")
     @classmethod
@@ -139,6 +162,8 @@ class WorkerSettings(Settings):
     gpu_kernels: Literal["auto", "plain"] = "plain"
     """`auto`: flash attention over slots and CUDA graphs, where a trial of them succeeds. Not yet run on a GPU, so
     that plain operations are the default."""
+    cpu_kernels: Literal["auto", "plain"] = "auto"
+    """`auto`: decode steps on a CPU run in compiled operations, where a trial of them succeeds."""
     encoder_tokens: int = Field(default=4096, ge=64)
     """Tokens, padding included, of one encoder batch."""
     encoder_pixels: int = Field(default=3_211_264, ge=1024)
@@ -153,8 +178,17 @@ class WorkerSettings(Settings):
     """The longest video that is decoded."""
     encoder_wait_seconds: float = Field(default=0.005, ge=0.0, le=1.0)
     """How long an encoder batch waits for company."""
-    quantum_seconds: float = Field(default=0.02, ge=0.0, le=10.0)
-    """How long training keeps the device while serving waits."""
+    serving_slowdown: float = Field(default=1.5, gt=1.0, le=100.0)
+    """What training may make of the time between two tokens of a text that is served meanwhile: its 95th percentile,
+    as a multiple of what it is without training. See docs/training-while-serving.md."""
+    serving_gap_ms: float = Field(default=500.0, gt=0.0)
+    """A time between two tokens, in milliseconds, that training does not bring this percentile above either: words
+    that come half a second apart are slower than anyone reads."""
+    training_share: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """What training gets of the device in any case while models serve without pause."""
+    trainings: int = Field(default=2, ge=1, le=64)
+    """Fine-tuning jobs that this worker runs at the same time, as far as their memory allows; they share what
+    training gets."""
     drain_seconds: float = Field(default=20.0, ge=0.0)
     """How long running jobs may still take to end after SIGTERM."""
     stall_seconds: float = Field(default=120.0, gt=0.0, allow_inf_nan=False)

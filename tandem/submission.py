@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from tandem.adapter_aliases import AdapterAliases
 from tandem.adapters import AdapterManifest, AdapterStore, is_adapter_id
 from tandem.artifacts import ArtifactStore
 from tandem.catalogue import Catalogue
@@ -10,7 +11,8 @@ from tandem.errors import AdapterMismatch, InvalidRequest, UnknownArtifact, Unsu
 from tandem.files import FileStore
 from tandem.job_store import JobStore, Share, Submitted
 from tandem.specs import AnyInferenceSpec, FineTuneSpec, Media, replace_media
-from tandem.specs.finetune import RESIDENT_TASK
+from tandem.specs.batch import BatchSpec
+from tandem.specs.finetune import RESIDENT_TASK, base_does
 from tandem.tickets import lane
 from tandem.training_rows import check_training_files
 
@@ -22,12 +24,14 @@ class Submission:
         jobs: JobStore,
         files: FileStore,
         adapters: AdapterStore,
+        aliases: AdapterAliases,
         artifacts: ArtifactStore,
     ) -> None:
         self._catalogue = catalogue
         self._jobs = jobs
         self._files = files
         self._adapters = adapters
+        self._aliases = aliases
         self._artifacts = artifacts
 
     def submit(
@@ -47,7 +51,7 @@ class Submission:
             self._check_training(spec)
             model, queue = spec.model, lane("finetune", spec.model)
         else:
-            spec, model = self._resolve(spec)
+            spec, model = self.resolve(spec)
             queue = lane("inference", model)
         return self._jobs.submit(
             kind=spec.kind,
@@ -60,14 +64,17 @@ class Submission:
             idempotency_key=idempotency_key,
         )
 
-    def _resolve(self, spec: AnyInferenceSpec) -> tuple[AnyInferenceSpec, str]:
-        """The spec with its base model's and its adapter's names apart and its media in the store; and the model."""
+    def resolve(self, spec: AnyInferenceSpec) -> tuple[AnyInferenceSpec, str]:
+        """The spec with its base model's and its adapter's names apart and its media in the store; and the model.
+
+        Raises what `submit` raises for a spec that cannot be run here.
+        """
         model, adapter = self._model_and_adapter(spec)
         tasks = self._catalogue.get(model).tasks
         if adapter is None:
             if spec.task not in tasks:
                 _refuse_task(model, spec.task, tasks)
-        elif adapter.task != spec.task:
+        elif not adapter.does(spec.task):
             raise UnsupportedTask(
                 f"adapter {adapter.id!r} was trained for {adapter.task}, not for {spec.task}", param="task"
             )
@@ -82,22 +89,27 @@ class Submission:
         if spec.model is None:
             if spec.adapter is None:
                 return self._catalogue.default(spec.task).name, None
-            manifest = self._adapters.get(spec.adapter)
+            manifest = self._adapter(spec.adapter, "adapter")
             return manifest.base, manifest
-        if is_adapter_id(spec.model):
+        if is_adapter_id(spec.model) or (spec.model not in self._catalogue and self._aliases.get(spec.model)):
             if spec.adapter is not None and spec.adapter != spec.model:
                 raise InvalidRequest("`model` names an adapter and `adapter` another: give one", param="adapter")
-            manifest = self._adapters.get(spec.model, param="model")
+            manifest = self._adapter(spec.model, "model")
             return manifest.base, manifest
         if spec.adapter is None:
             return spec.model, None
-        manifest = self._adapters.get(spec.adapter)
+        manifest = self._adapter(spec.adapter, "adapter")
         if manifest.base != spec.model:
             raise AdapterMismatch(
                 f"adapter {spec.adapter!r} was trained on {manifest.base!r}, not on {spec.model!r}",
                 param="adapter",
             )
         return spec.model, manifest
+
+    def _adapter(self, name: str, param: str) -> AdapterManifest:
+        """By its id, or by a name that was given to it. Raises UnknownAdapter."""
+        named = None if is_adapter_id(name) else self._aliases.resolve(name)
+        return named or self._adapters.get(name, param=param)
 
     def _store_media(self, media: Media, param: str) -> Media:
         """The same content by its digest: Redis keeps no images, and a queued job no file that may be deleted."""
@@ -121,14 +133,15 @@ class Submission:
             raise InvalidRequest("`model` names an adapter; training starts from a base model", param="model")
         tasks = self._catalogue.get(spec.model).tasks
         # An encoder's adapter brings the head for its task; the base is what makes embeddings.
-        needed = RESIDENT_TASK[spec.task]
-        if needed not in tasks:
-            _refuse_task(spec.model, needed, tasks)
+        if not base_does(spec.task, tasks):
+            _refuse_task(spec.model, RESIDENT_TASK[spec.task], tasks)
         training = self._training_file(spec.training_file, "training_file")
         validation = None
         if spec.validation_file is not None:
             validation = self._training_file(spec.validation_file, "validation_file")
-        check_training_files(spec.task, training, validation)
+        check_training_files(
+            spec.task, training, validation, objective=spec.objective.type, on_broken_row=spec.on_broken_row
+        )
 
     def _training_file(self, file_id: str, param: str) -> Iterator[bytes]:
         file = self._files.get(file_id, param=param)
@@ -140,7 +153,7 @@ class Submission:
         return self._files.content(file)
 
 
-def stored_spec(spec: AnyInferenceSpec | FineTuneSpec) -> dict[str, Any]:
+def stored_spec(spec: AnyInferenceSpec | FineTuneSpec | BatchSpec) -> dict[str, Any]:
     """What the record keeps: all that differs from the defaults, and which spec it is."""
     return {
         **spec.model_dump(mode="json", exclude_defaults=True),

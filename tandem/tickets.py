@@ -6,7 +6,7 @@ which job.
 
 import base64
 import json
-from typing import Any
+from typing import Any, Literal
 
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
@@ -22,9 +22,14 @@ SOCKET_SECONDS = 5
 """Publishing to, and reading from, a hung Redis fails after this time (the default is to block for good)."""
 
 
-def lane(role: Role, model: str) -> str:
-    """The Celery queue that tickets of one role and model go to."""
-    return f"tandem.{role}.{model}"
+LaneKind = Literal[Role, "batch"]
+"""Shards of batches have lanes of their own, which workers of the role `inference` listen to: each worker takes as
+many as it runs at a time, and leaves the others to those that have none."""
+
+
+def lane(kind: LaneKind, model: str) -> str:
+    """The Celery queue that tickets of one kind of jobs and one model go to."""
+    return f"tandem.{kind}.{model}"
 
 
 def create_app(settings: Settings) -> Celery:

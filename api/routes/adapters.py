@@ -6,6 +6,7 @@ from fastapi.responses import StreamingResponse
 from api.auth import Owner
 from api.dependencies import ApiDep, ServicesDep
 from api.views import AdapterView, Deleted, Page
+from tandem.adapter_aliases import withdraw
 from tandem.adapter_import import AdapterUpload, import_adapter
 from tandem.errors import UnknownArtifact
 
@@ -57,6 +58,8 @@ def get_adapter(adapter: str, services: ServicesDep) -> AdapterView:
 
 @router.delete("/{adapter:path}")
 def delete_adapter(adapter: str, services: ServicesDep) -> Deleted:
-    """Withdraw an adapter: no new job may name it. Jobs that run with it end as they would have."""
-    services.adapters.delete(adapter)
+    """Withdraw an adapter and the names that were given to it: no new job may name it. Jobs that run with it end as
+    they would have.
+    """
+    withdraw(services.adapters, services.aliases, adapter)
     return Deleted(id=adapter, object="adapter")

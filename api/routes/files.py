@@ -1,24 +1,28 @@
 """Uploaded files, in OpenAI's shape."""
 
+import json
 from collections.abc import Iterator
-from typing import Annotated, Literal
-from urllib.parse import quote
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from starlette.responses import Response
 
 from api.auth import Owner
+from api.byte_ranges import RESPONSES, blob_response
 from api.dependencies import ApiDep, IdempotencyKey, ServicesDep
 from api.views import Deleted, FileView, Page
 from tandem.artifacts import CHUNK_BYTES
-from tandem.errors import UnknownArtifact, UnknownFile
+from tandem.errors import UnknownArtifact
 from tandem.files import UploadKey
-from tandem.specs.media import Purpose
+from tandem.specs.expiry import ExpiresAfter
+from tandem.specs.media import Purpose, StoredPurpose
 
 MAX_PAGE = 10_000
 """Files in one page (OpenAI's limit)."""
 UNNAMED = "upload"
+EXPIRY = "expires_after"
 
 router = APIRouter(prefix="/files", tags=["files"])
 
@@ -30,12 +34,37 @@ class FileUpload(BaseModel):
 
     file: UploadFile
     purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+    """Deletes the file so long after the upload; by default, 30 days after it for `batch`, never for others. As two
+    parts, `expires_after[anchor]` and `expires_after[seconds]`, or as JSON."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bracketed_fields(cls, form: Any) -> Any:
+        """`expires_after[seconds]=3600`, as OpenAI's clients write a field of a field."""
+        if not isinstance(form, dict):
+            return form
+        brackets = {name: value for name, value in form.items() if name.startswith(f"{EXPIRY}[")}
+        if brackets:
+            form = {name: value for name, value in form.items() if name not in brackets}
+            form[EXPIRY] = {name[len(EXPIRY) + 1 : -1]: value for name, value in brackets.items()}
+        return form
 
     @field_validator("file", mode="before")
     @classmethod
     def _is_a_file(cls, part: object) -> object:
         if isinstance(part, str):
             raise ValueError("must be a file: a part of the form that has a file name")
+        return part
+
+    @field_validator(EXPIRY, mode="before")
+    @classmethod
+    def _from_json(cls, part: object) -> object:
+        if isinstance(part, str):
+            try:
+                return json.loads(part)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"is neither `{EXPIRY}[seconds]` nor JSON ({error})") from error
         return part
 
 
@@ -46,20 +75,23 @@ def upload_file(
     owner: Owner,
     idempotency_key: IdempotencyKey = None,
 ) -> FileView:
-    """Upload a data set (`fine-tune`) or a batch (`batch`), as JSON lines.
+    """Upload a data set (`fine-tune`) or a batch (`batch`) as JSON lines, an image (`vision`), another input of jobs
+    (`user_data`), or a PEFT folder as a zip file (`adapter`). `assistants` and `evals` are only kept.
 
     Its rows are checked when a job names it, line by line and before the job is accepted. The same upload (content,
-    name and purpose) with the same `Idempotency-Key` is the same file; another one with that key is a 409.
+    name, purpose and expiry) with the same `Idempotency-Key` is the same file; another one with that key is a 409.
+    Files above the limit (512 MB by default) come in parts: `POST /v1/uploads`.
     """
     # A queue server that is away is told before the disk has taken the whole upload.
     api.services.jobs.ping()
     stored = api.services.files.create(
-        _chunks(form.file),
+        chunks_of(form.file),
         filename=form.file.filename or UNNAMED,
         purpose=form.purpose,
         owner=owner,
         limit=api.settings.file_bytes,
         key=None if idempotency_key is None else UploadKey(idempotency_key, api.settings.idempotency_seconds),
+        expires_after=None if form.expires_after is None else form.expires_after.seconds,
     )
     return FileView.of(stored)
 
@@ -67,20 +99,13 @@ def upload_file(
 @router.get("")
 def list_files(
     services: ServicesDep,
-    purpose: Purpose | None = None,
+    purpose: StoredPurpose | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str | None, Query(description="The `last_id` of the page before")] = None,
 ) -> Page[FileView]:
     """Files by their time of upload, newest first by default."""
-    files = services.files.list(purpose=purpose)
-    if order == "asc":
-        files.reverse()
-    if after is not None:
-        places = {file.id: place for place, file in enumerate(files)}
-        if after not in places:
-            raise UnknownFile(f"`after` names the file {after!r}, which is not in this list", param="after")
-        files = files[places[after] + 1 :]
+    files = services.files.list(purpose=purpose, order=order, after=after, limit=limit + 1)
     return Page.of([FileView.of(file) for file in files[:limit]], [file.id for file in files], limit=limit)
 
 
@@ -90,23 +115,18 @@ def get_file(file_id: str, services: ServicesDep) -> FileView:
     return FileView.of(services.files.get(file_id))
 
 
-@router.get(
-    "/{file_id}/content",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes"}},
-)
-def get_content(file_id: str, services: ServicesDep) -> StreamingResponse:
-    """The file as it was uploaded."""
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=RESPONSES)
+def get_content(file_id: str, services: ServicesDep, request: Request) -> Response:
+    """The file as it was uploaded, or the part of it that a `Range` header names. `ETag` is its SHA-256."""
     file = services.files.get(file_id)
     if not services.artifacts.exists(file.digest):
         raise UnknownArtifact(f"the content of file {file_id} is gone from the artifact store; upload it again")
-    return StreamingResponse(
-        services.files.content(file),
-        media_type="application/octet-stream",
-        headers={
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
-            "Content-Length": str(file.bytes),
-        },
+    return blob_response(
+        request,
+        lambda start, end: services.files.content(file, start=start, end=end),
+        size=file.bytes,
+        digest=file.digest,
+        filename=file.filename,
     )
 
 
@@ -117,7 +137,7 @@ def delete_file(file_id: str, services: ServicesDep) -> Deleted:
     return Deleted(id=file_id, object="file")
 
 
-def _chunks(file: UploadFile) -> Iterator[bytes]:
-    """The upload, which waits on the disk if it is large."""
-    while chunk := file.file.read(CHUNK_BYTES):
+def chunks_of(part: UploadFile) -> Iterator[bytes]:
+    """What was uploaded, piece by piece: above 1 MB it waits on the disk."""
+    while chunk := part.file.read(CHUNK_BYTES):
         yield chunk

@@ -1,23 +1,32 @@
 """Hugging Face's inference API: what `InferenceClient(base_url=".../hf/models/<model>")` sends, for every task."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json, to_json
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import ApiDep, SubmitterDep
 from api.hf_shapes import asked, shown
+from api.hf_text_generation import GenerationStream, generation_error
+from api.routes.jobs import HEARTBEAT_SECONDS
+from api.routes.openai.chat import create_chat_completion
+from api.routes.openai.chat_answer import ChatCompletion
+from api.routes.openai.chat_request import ChatRequest
+from api.routes.openai.first_text import first_text
 from api.routes.openai.job_header import JOB_HEADER
 from api.routes.openai.scheduling_headers import SchedulingHeadersDep
 from api.waiting import Waiting, while_connected
 from tandem.adapters import is_adapter_id
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, TandemError
+from tandem.job import Job, JobEvent
 from tandem.services import Services
-from tandem.specs import FineTuneSpec, Media, NamedTask, Task, job_spec_adapter
+from tandem.specs import FineTuneSpec, Media, NamedTask, Task, TextGenerationSpec, job_spec_adapter
 
 JSON = "application/json"
 
@@ -33,11 +42,57 @@ BODY: dict[str, Any] = {
 }
 
 
+CHAT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            JSON: {
+                "schema": {"type": "object"},
+                "example": {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+            }
+        }
+    }
+}
+
+
+class ModelInfo(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_id: str
+    model_pipeline_tag: Task
+    """What the model does where the address names no task."""
+    docker_label: None = None
+    """Of TGI's shape, as is the next: this is another server."""
+    router: str = "tandem"
+
+
 @router.get("/{model:path}/health")
 async def is_served(model: str, api: ApiDep) -> dict[str, str]:
     """Whether jobs may name this model. 404 if not."""
     await run_in_threadpool(_default_task, api.services, model)
     return {"status": "ok"}
+
+
+@router.get("/{model:path}/info")
+async def model_info(model: str, api: ApiDep) -> ModelInfo:
+    """What `get_endpoint_info()` shows of a model. 404 if there is none of this name."""
+    task = await run_in_threadpool(_default_task, api.services, model)
+    return ModelInfo(model_id=model, model_pipeline_tag=task)
+
+
+@router.post("/{model:path}/v1/chat/completions", openapi_extra=CHAT_BODY, response_model=ChatCompletion)
+async def chat(
+    model: str,
+    request: Request,
+    response: Response,
+    api: ApiDep,
+    submitter: SubmitterDep,
+    scheduling: SchedulingHeadersDep,
+) -> ChatCompletion | Response:
+    """What `chat_completion()` sends, and OpenAI's clients with this model's address as their base URL. As
+    POST /v1/chat/completions, but for the model, which is the address's whatever the body says.
+    """
+    body = await run_in_threadpool(_chat_request, await request.body(), model)
+    return await create_chat_completion(body, request, response, api, submitter, scheduling)
 
 
 @router.post("/{model:path}/pipeline/{task}", openapi_extra=BODY, response_model=None)
@@ -96,8 +151,13 @@ async def _run(
         raise InvalidRequest(
             f"{task} takes no file as its body; send JSON with `Content-Type: {JSON}`", param="inputs"
         )
+    is_streamed = isinstance(spec, TextGenerationSpec) and spec.stream
+    if isinstance(spec, TextGenerationSpec) and spec.stream and len(spec.prompts) * spec.parameters.n > 1:
+        raise InvalidRequest("`stream` is for one text: send one input, and no `n`", param="stream")
     submitted = await run_in_threadpool(submitter.submit, scheduling.on(spec))
     waiting = Waiting(api, submitted.job, is_shared=submitter.idempotency_key is not None)
+    if is_streamed:
+        return await _streamed(sent, request, waiting, submitted.job)
     async with waiting.cancelled_if_abandoned():
         job = await while_connected(request, waiting.end())
     answer = await run_in_threadpool(shown, task, sent, job.result, api.services.artifacts)
@@ -107,10 +167,58 @@ async def _run(
     return JSONResponse(answer.content, headers=headers)
 
 
+async def _streamed(sent: dict[str, Any], request: Request, waiting: Waiting, job: Job) -> Response:
+    """The stream, opened at the first text: a job that fails before any is answered with its error's status."""
+    events = waiting.events()
+    async with waiting.cancelled_if_abandoned():
+        first = await while_connected(request, first_text(events, waiting))
+    told = _told(GenerationStream(sent), first, events, waiting)
+    return EventSourceResponse(told, ping=HEARTBEAT_SECONDS, sep="\n", headers={JOB_HEADER: job.id})
+
+
+async def _told(
+    stream: GenerationStream, first: JobEvent | None, rest: AsyncIterator[JobEvent], waiting: Waiting
+) -> AsyncIterator[ServerSentEvent]:
+    """TGI's events; an error after the first of them is one too, since the status is sent."""
+    async with waiting.cancelled_if_abandoned():
+        try:
+            if first is not None:
+                for token in stream.add(first):
+                    yield _event(token)
+                async for event in rest:
+                    for token in stream.add(event):
+                        yield _event(token)
+            for token in stream.finish((await waiting.result()).result):
+                yield _event(token)
+        except TandemError as error:
+            yield _event(generation_error(error))
+
+
+def _event(fields: dict[str, Any]) -> ServerSentEvent:
+    return ServerSentEvent(to_json(fields).decode(), sep="\n")
+
+
+def _chat_request(body: bytes, model: str) -> ChatRequest:
+    """Raises InvalidRequest, RequestValidationError."""
+    sent = _json_object(body)
+    match sent.get("response_format"):
+        case {"type": "json_object" | "json", "value": schema}:
+            # The client makes TGI's older form of OpenAI's.
+            sent["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+        case {"type": "regex", "value": regex}:
+            sent["response_format"] = {"type": "regex", "regex": regex}
+    try:
+        return ChatRequest.model_validate({**sent, "model": model})
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
 def _default_task(services: Services, model: str) -> Task:
     """Raises UnknownModel, UnknownAdapter."""
     if is_adapter_id(model):
         return services.adapters.get(model, param="model").task
+    if model not in services.catalogue and (named := services.aliases.resolve(model)) is not None:
+        return named.task
     return services.catalogue.get(model).tasks[0]
 
 
@@ -124,10 +232,14 @@ def _read(services: Services, body: bytes, content_type: str | None) -> tuple[di
         raise InvalidRequest("the request has no body; send JSON, or an image or a sound")
     if not is_json:
         return {"inputs": f"artifact-{services.artifacts.put(body).digest}"}, True
+    return _json_object(body), False
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
     try:
         sent = from_json(body)
     except ValueError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     if not isinstance(sent, dict):
-        raise InvalidRequest("the body must be a JSON object with `inputs`")
-    return sent, False
+        raise InvalidRequest("the body must be a JSON object")
+    return sent

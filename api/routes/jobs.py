@@ -24,6 +24,8 @@ MAX_PAGE = 100
 """Jobs in one page: each record is read whole."""
 HEARTBEAT_SECONDS = 15
 """A comment in a silent event stream, often enough for proxies that close idle connections after 30 s or more."""
+EVENT_ID = r"^[0-9]{1,19}-[0-9]{1,19}$"
+"""Two numbers of a Redis stream; those of 20 digits are beyond its 64 bits, or a billion years away."""
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -227,7 +229,7 @@ async def follow_job(
     job_id: str,
     api: ApiDep,
     last_event_id: Annotated[
-        str, Header(alias="Last-Event-ID", pattern=r"^\d{1,20}-\d{1,20}$", description="Go on after this event")
+        str, Header(alias="Last-Event-ID", pattern=EVENT_ID, description="Go on after this event")
     ] = BEGINNING,
 ) -> Response:
     """The job's events as server-sent events: `state`, `progress`, `metrics`, `evaluation`, `tokens`, `retry`,

@@ -80,5 +80,6 @@ def _possible(catalogue: Catalogue) -> Iterator[str]:
     trained = FineTuneSpec.model_fields["task"].default
     for entry in catalogue.entries():
         yield lane("inference", entry.name)
+        yield lane("batch", entry.name)
         if trained in entry.tasks:
             yield lane("finetune", entry.name)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from tandem.cli import (
     adapters,
+    batch,
     cancel,
     dead,
     doctor,
@@ -48,6 +49,7 @@ app.command("lanes")(lanes.lanes)
 app.command("models")(models.models)
 app.command("gc")(gc.gc)
 app.add_typer(adapters.adapters, name="adapters")
+app.add_typer(batch.batch, name="batch")
 app.add_typer(dead.dead, name="dead")
 app.add_typer(keys.keys, name="keys")
 

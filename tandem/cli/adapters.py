@@ -1,4 +1,4 @@
-"""`tandem adapters`: list, show, add, download, delete."""
+"""`tandem adapters`: list, show, add, download, merge, delete."""
 
 import time
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from tandem.cli.merge import merge_adapter
 from tandem.cli.tables import adapters_table, print_json, print_table, record_table
 from tandem.client import Tandem
 
-adapters = typer.Typer(help="List, show, add, download and delete adapters.")
+adapters = typer.Typer(help="List, show, add, download, merge and delete adapters.")
 
 AdapterId = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -17,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @adapters.callback(invoke_without_command=True)
 def default(context: typer.Context) -> None:
-    """List, show, add, download and delete adapters; without a command, list them."""
+    """List, show, add, download, merge and delete adapters; without a command, list them."""
     if context.invoked_subcommand is None:
         list_adapters()
 
@@ -75,6 +76,20 @@ def download(
     with Tandem() as client:
         target = client.download_adapter(adapter, folder)
     for path in sorted(target.iterdir()):
+        typer.echo(str(path))
+
+
+@adapters.command("merge")
+def merge(
+    adapter: AdapterId,
+    folder: Annotated[Path, typer.Argument(help="A new folder for the merged model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base's folder or hub id; by default this machine's catalogue's.")
+    ] = None,
+) -> None:
+    """Write an adapter and its base as one model, in safetensors, for programs that take no adapters."""
+    merge_adapter(adapter, folder, base)
+    for path in sorted(folder.iterdir()):
         typer.echo(str(path))
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tandem.client import Adapter, JobEvent, JobHandle, Lanes, Model
+from tandem.client import Adapter, BatchRecord, JobEvent, JobHandle, Lanes, Model
 from tandem.job import JobState
 
 STATE_STYLES = {
@@ -86,6 +86,15 @@ def dead_letters_table(jobs: Iterable[JobHandle], now: float) -> Table:
             "" if job.finished_at is None else f"{duration_text(now - job.finished_at)} ago",
             f"{failure.get('code', '')}: {failure.get('message', '')}",
         )
+    return made
+
+
+def batches_table(batches: Iterable[BatchRecord], now: float) -> Table:
+    made = table("batch", "endpoint", "status", "rows", "failed", "age")
+    for batch in batches:
+        rows = f"{batch.completed + batch.failed}/{batch.total}"
+        age = duration_text(now - batch.created_at)
+        made.add_row(batch.id, batch.endpoint, batch.status, rows, str(batch.failed), age)
     return made
 
 
@@ -220,7 +229,14 @@ def event_line(event: JobEvent) -> Text:
             attempt = event.data.get("attempt")
             return line.append(state, STATE_STYLES[state]).append(f"  attempt {attempt}" if attempt else "", "dim")
         case "progress":
-            return line.append(progress_text(event.data))
+            left = event.data.get("eta_seconds")
+            return line.append(progress_text(event.data)).append(
+                f"  {duration_text(left)} left" if left else "", "dim"
+            )
+        case "data":
+            return line.append(data_text(event.data))
+        case "warning":
+            return line.append(event.data["message"], "yellow")
         case "retry":
             failure = event.data["failure"]
             return line.append(
@@ -234,8 +250,38 @@ def event_line(event: JobEvent) -> Text:
 
 def loss_text(metrics: Mapping[str, Any]) -> str:
     """The loss, and the speed where it is known."""
-    speed = metrics.get("tokens_per_second")
-    return f"loss {metrics['loss']:.3f}" + (f"  {speed:.0f} tokens/s" if speed else "")
+    speed, memory = metrics.get("tokens_per_second"), metrics.get("memory_bytes")
+    told = [f"loss {metrics['loss']:.3f}"]
+    if speed:
+        told.append(f"{speed:.0f} tokens/s")
+    if memory:
+        told.append(size_text(memory))
+    return "  ".join(told)
+
+
+def data_text(report: Mapping[str, Any]) -> str:
+    """What a training found in its files: `1200 rows, 96k tokens, 150 steps; 3 broken rows, 2 leaked`."""
+    parts = []
+    for name in ("training", "validation"):
+        file = report[name]
+        if file is not None:
+            odd = [
+                f"{file[count]} {what}"
+                for count, what in (
+                    ("broken_rows", "broken"),
+                    ("truncated_rows", "cut"),
+                    ("dropped_rows", "dropped"),
+                    ("duplicate_rows", "twice"),
+                )
+                if file[count]
+            ]
+            parts.append(
+                f"{name}: {file['rows']} rows, {file['tokens']} tokens" + (f" ({', '.join(odd)})" if odd else "")
+            )
+    if report["leaked_rows"]:
+        parts.append(f"{report['leaked_rows']} validation rows are training rows too")
+    parts.append(f"{report['steps']} steps")
+    return "; ".join(parts)
 
 
 def event_time(event: JobEvent) -> str:

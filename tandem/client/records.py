@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from tandem.batch import TRANSITIONS, BatchStatus
 from tandem.job import JobEvent, JobKind, JobState
 from tandem.specs import Priority
 
@@ -152,6 +153,41 @@ class UploadedFile:
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Self:
         return cls(**{name: record[name] for name in ("id", "filename", "purpose", "bytes", "created_at")})
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """A batch as it stood when it was read. Times are seconds since the epoch."""
+
+    id: str
+    status: BatchStatus
+    endpoint: str
+    total: int
+    """Rows, known once the file is validated."""
+    completed: int
+    failed: int
+    errors: tuple[dict[str, Any], ...]
+    """Faults of the file or of single rows: `line`, `code`, `message`, `param`."""
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    expires_at: int
+    record: dict[str, Any] = field(repr=False)
+    """All that the service says of it, in OpenAI's form."""
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        named = ("id", "status", "endpoint", "output_file_id", "error_file_id", "created_at", "expires_at")
+        return cls(
+            **{name: record[name] for name in named},
+            **{name: record["request_counts"][name] for name in ("total", "completed", "failed")},
+            errors=tuple((record["errors"] or {}).get("data", ())),
+            record=dict(record),
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        return not TRANSITIONS[self.status]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from tandem.adapter_archive import pack
+from tandem.client.batch_calls import BatchCalls
 from tandem.client.endpoint import Endpoint
-from tandem.client.queue_calls import QueueCalls
 from tandem.client.records import Adapter, JobHandle, Model, UploadedFile
-from tandem.client.scheduling import SchedulingOptions, scheduling_fields
+from tandem.client.training import TrainingOptions, training_fields
 from tandem.client.transport import Transport
 from tandem.errors import InvalidRequest
 from tandem.specs.media import Purpose
@@ -30,7 +30,7 @@ ADAPTER_PURPOSE: Purpose = "adapter"
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
 
-class Tandem(QueueCalls):
+class Tandem(BatchCalls):
     """A client of one service. Thread-safe; close it, or use it in a `with`, to give its connections back.
 
     Every call may raise ServiceUnreachable, QueueUnavailable (after retries) and AuthenticationFailed; its own errors
@@ -86,12 +86,8 @@ class Tandem(QueueCalls):
         training: DataSet,
         validation: DataSet | None = None,
         *,
-        task: str | None = None,
-        suffix: str | None = None,
-        method: Mapping[str, Any] | None = None,
-        hyperparameters: Mapping[str, Any] | None = None,
         wait: Literal[False] = False,
-        **scheduling: Unpack[SchedulingOptions],
+        **options: Unpack[TrainingOptions],
     ) -> JobHandle: ...
     @overload
     def finetune(
@@ -100,12 +96,8 @@ class Tandem(QueueCalls):
         training: DataSet,
         validation: DataSet | None = None,
         *,
-        task: str | None = None,
-        suffix: str | None = None,
-        method: Mapping[str, Any] | None = None,
-        hyperparameters: Mapping[str, Any] | None = None,
         wait: Literal[True],
-        **scheduling: Unpack[SchedulingOptions],
+        **options: Unpack[TrainingOptions],
     ) -> dict[str, Any]: ...
     def finetune(
         self,
@@ -113,36 +105,21 @@ class Tandem(QueueCalls):
         training: DataSet,
         validation: DataSet | None = None,
         *,
-        task: str | None = None,
-        suffix: str | None = None,
-        method: Mapping[str, Any] | None = None,
-        hyperparameters: Mapping[str, Any] | None = None,
         wait: bool = False,
-        **scheduling: Unpack[SchedulingOptions],
+        **options: Unpack[TrainingOptions],
     ) -> JobHandle | dict[str, Any]:
         """Train an adapter of `model`; with `wait`, return the result, which names it: `{"adapter", "metrics", …}`.
 
-        `task` is text-generation unless it says otherwise: text-classification, token-classification and
-        question-answering train an adapter with a head of its own, for any encoder that makes embeddings.
-        A data set is a file's path, an uploaded file, or rows, which are uploaded first. `method` and
-        `hyperparameters` are those of `tandem.specs`, such as `{"r": 8}` and `{"max_steps": 100}`;
-        `scheduling` is as in `submit`.
+        A data set is a file's path, an uploaded file, or rows, which are uploaded first. `options` are those of
+        `TrainingOptions` (task, method, hyperparameters, …) and of `submit` (priority, deadline_seconds, …).
 
         Raises InvalidTrainingData naming the lines, InvalidRequest naming the field, UnknownModel, UnknownFile,
         PayloadTooLarge; and what `wait` raises.
         """
         spec: dict[str, Any] = {"kind": "finetune", "model": model, "training_file": self._file_id(training)}
-        spec |= scheduling_fields(scheduling)
         if validation is not None:
             spec["validation_file"] = self._file_id(validation)
-        if task is not None:
-            spec["task"] = task
-        if suffix is not None:
-            spec["suffix"] = suffix
-        if method is not None:
-            spec["method"] = dict(method)
-        if hyperparameters is not None:
-            spec["hyperparameters"] = dict(hyperparameters)
+        spec |= training_fields(options)
         job = self._submit(spec, None)
         return dict(self.wait(job)) if wait else job
 

@@ -3,14 +3,17 @@
 -- The one way into a terminal state.
 local function conclude(id, from, to, now, keep_ms)
   local job = job_key(id)
-  local lane, owner, p, webhook = get(id, 'lane', 'owner', 'priority', 'webhook')
+  local lane, owner, p, webhook, kind = get(id, 'lane', 'owner', 'priority', 'webhook', 'kind')
   if from == 'running' then worker_leaves(id) else take_ready(id, lane, owner, p) end
   redis.call('HSET', job, 'finished_at', now)
-  redis.call('HDEL', job, 'ready_at', 'not_before', 'paused', 'suspect', 'checkpoint')
+  redis.call('HDEL', job, 'ready_at', 'not_before', 'paused', 'suspect')
+  -- A shard's checkpoint is what it has answered so far: its batch keeps that, however the shard ends.
+  if kind ~= 'batch' then redis.call('HDEL', job, 'checkpoint') end
   redis.call('ZREM', P .. 'delayed', id)
   redis.call('ZREM', P .. 'deadlines', id)
   redis.call('ZADD', P .. 'ended', now + keep_ms, id)
   if webhook then redis.call('ZADD', P .. 'webhooks', now, id) end
+  if redis.call('EXISTS', P .. 'webhook-endpoints:' .. owner) == 1 then redis.call('ZADD', P .. 'announcements', now, id) end
   count_drained(owner, now)
   count_drained('*', now)
   move(id, from, to, now)

@@ -16,6 +16,9 @@
 --   leases              zset    running jobs -> when their lease ends
 --   ended, dead         zsets   terminal jobs -> when they may be forgotten; the dead letters of these -> when they died
 --   webhooks            zset    ended jobs -> when to tell their webhook
+--   announcements       zset    ended jobs whose owner has webhook endpoints -> when to announce their end
+--   messages            zset    `<endpoint> <event>` -> when to tell the endpoint of the event
+--   webhook-event:<id>  string  what is told, expires; the keys of endpoints are in webhooks/endpoints.py
 --   jobs, jobs:state:<s>, jobs:kind:<k>, jobs:model:<m>   zsets  ids -> sequence, for lists
 --   sequence, tickets   counters the last sequence number, the last ticket's
 --   lanes               hash    lane -> the wire form of its ticket, `@ID@` where its id goes

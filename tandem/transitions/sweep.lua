@@ -101,7 +101,7 @@ local function prune()
   for _, id in ipairs(over) do
     local state, kind, model = get(id, 'state', 'kind', 'model')
     for _, index in ipairs({
-      'ended', 'dead', 'webhooks', 'jobs', 'jobs:state:' .. state, 'jobs:kind:' .. kind, 'jobs:model:' .. model,
+      'ended', 'dead', 'webhooks', 'announcements', 'jobs', 'jobs:state:' .. state, 'jobs:kind:' .. kind, 'jobs:model:' .. model,
     }) do
       redis.call('ZREM', P .. index, id)
     end

@@ -1,6 +1,6 @@
-"""Delivers the webhooks of ended jobs: takes what is due, tries it, and settles how it went.
+"""Delivers an outbox's webhooks: takes what is due, tries it, and settles how it went.
 
-A job's message is leased to the process that takes it. What the process cannot try in time, or could not settle
+A message is leased to the process that takes it. What the process cannot try in time, or could not settle
 before it died, is due again when the lease is over: a message is delivered at least once, and its id is the same.
 """
 
@@ -8,14 +8,12 @@ import asyncio
 import logging
 import secrets
 from contextlib import suppress
-from typing import Protocol
 
-from tandem.errors import QueueUnavailable, UnknownJob
-from tandem.job import Job
+from tandem.errors import QueueUnavailable
 from tandem.webhooks.destination import host_of
 from tandem.webhooks.host_queues import Delivery, HostQueues
-from tandem.webhooks.payload import Payload, message_id
-from tandem.webhooks.schedule import TRIES, WebhookDue, pause_after
+from tandem.webhooks.outbox import Due, Outbox, Verdict
+from tandem.webhooks.schedule import TRIES, pause_after
 from tandem.webhooks.sender import TOTAL_SECONDS, Answer, Sender
 
 logger = logging.getLogger(__name__)
@@ -33,22 +31,9 @@ LEASE_SECONDS = 120.0
 SETTLE_SECONDS = 15.0
 """Kept free at a lease's end to settle: the queue's server may be restarting."""
 POLL_SECONDS = 0.5
-"""How late an ended job is noticed; one small call for each API process."""
+"""How late a message is noticed; a small call or two for each API process."""
 AWAY_SECONDS = 2.0
 """Until the queue is asked again after it did not answer."""
-
-
-class WebhookStore(Protocol):
-    """What is asked of the store of jobs. Every call may raise QueueUnavailable."""
-
-    def take_webhooks(self, limit: int, lease_seconds: float) -> list[WebhookDue]:
-        """Jobs whose webhook is due; for so long nobody else gets them."""
-
-    def settle_webhook(self, job_id: str, *, retry_in: float | None, note: str) -> None:
-        """Say how a try went: due again in so many seconds, or, with None, over."""
-
-    def get(self, job_id: str) -> Job:
-        """The job's record. Raises UnknownJob."""
 
 
 class Deliverer:
@@ -56,14 +41,14 @@ class Deliverer:
 
     def __init__(
         self,
-        store: WebhookStore,
+        outbox: Outbox,
         sender: Sender,
         *,
         running: int = RUNNING,
         running_per_host: int = RUNNING_PER_HOST,
         waiting_per_host: int = WAITING_PER_HOST,
     ) -> None:
-        self._store = store
+        self._outbox = outbox
         self._sender = sender
         self._queues = HostQueues(
             running=running,
@@ -79,16 +64,13 @@ class Deliverer:
         """Deliver until cancelled; what is under way then is tried again when its lease is over."""
         clock = asyncio.get_running_loop().time
         next_take = clock()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    if self._queues.room and clock() >= next_take:
-                        next_take = clock() + await self._take(min(TAKE_LIMIT, self._queues.room))
-                    self._start(tasks, clock())
-                    # With no room, only a delivery that ends makes some.
-                    await self._pause(max(next_take - clock(), 0.0) if self._queues.room else None)
-        finally:
-            self._sender.close()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                if self._queues.room and clock() >= next_take:
+                    next_take = clock() + await self._take(min(TAKE_LIMIT, self._queues.room))
+                self._start(tasks, clock())
+                # With no room, only a delivery that ends makes some.
+                await self._pause(max(next_take - clock(), 0.0) if self._queues.room else None)
 
     async def _pause(self, seconds: float | None) -> None:
         """Until a delivery ends, or the time is over."""
@@ -121,32 +103,23 @@ class Deliverer:
 
     def _due(self, limit: int, leased_until: float) -> tuple[int, list[Delivery]]:
         """How many were due, and those that can be tried. Blocks on the queue: called in a thread."""
-        due = self._store.take_webhooks(limit, LEASE_SECONDS)
+        due = self._outbox.take(limit, LEASE_SECONDS)
         prepared = [self._prepared(one, leased_until) for one in due]
         return len(due), [delivery for delivery in prepared if delivery is not None]
 
-    def _prepared(self, due: WebhookDue, leased_until: float) -> Delivery | None:
-        """The message to send; None for a job that is forgotten, or whose record cannot be read."""
+    def _prepared(self, due: Due, leased_until: float) -> Delivery | None:
+        """The message to send; None where there is nothing to send any more, or nothing that could be."""
         try:
-            job = self._store.get(due.job_id)
-            url = str(job.spec["webhook"]["url"])
-            return Delivery(
-                job_id=job.id,
-                url=url,
-                host=host_of(url),
-                body=Payload.of(job).model_dump_json(),
-                tries=due.deliveries,
-                leased_until=leased_until,
-            )
-        except UnknownJob:
-            return None
+            message = self._outbox.message(due.key)
+            if message is None:
+                return None
+            return Delivery(due.key, host_of(message.url), message, due.tries, leased_until)
         except QueueUnavailable:
             raise
         except Exception as error:
-            logger.exception("the webhook of job %s cannot be made", due.job_id)
+            logger.exception("webhook %s cannot be made", due.key)
             reason = f"the message cannot be made: {type(error).__name__}"
-            pause, note = self._verdict(Answer(None, reason), due.deliveries + 1)
-            self._store.settle_webhook(due.job_id, retry_in=pause, note=note)
+            self._outbox.settle(due.key, self._verdict(Answer(None, reason), due.tries + 1))
             return None
 
     def _start(self, tasks: asyncio.TaskGroup, now: float) -> None:
@@ -160,41 +133,39 @@ class Deliverer:
     async def _deliver(self, delivery: Delivery) -> None:
         """One try, settled. Raises nothing: an exception here would end all other deliveries."""
         try:
-            answer = await self._sender.send(message_id(delivery.job_id), delivery.url, delivery.body)
+            answer = await self._sender.send(delivery.message)
         except Exception as error:
-            logger.exception("the webhook of job %s failed in an unforeseen way", delivery.job_id)
+            logger.exception("webhook %s failed in an unforeseen way", delivery.key)
             answer = Answer(None, f"internal error: {type(error).__name__}")
         try:
             await self._settle(delivery, answer)
         except Exception:
             # Not settled: due again when its lease is over.
-            logger.exception("the webhook of job %s could not be settled", delivery.job_id)
+            logger.exception("webhook %s could not be settled", delivery.key)
         finally:
             self._queues.ended(delivery)
             self._one_ended.set()
 
     async def _settle(self, delivery: Delivery, answer: Answer) -> None:
-        """Tell the store, again until the lease ends if it does not answer. Raises QueueUnavailable then."""
+        """Tell the outbox, again until the lease ends if it does not answer. Raises QueueUnavailable then."""
         clock = asyncio.get_running_loop().time
-        pause, note = self._verdict(answer, delivery.tries + 1)
+        verdict = self._verdict(answer, delivery.tries + 1)
         while True:
             try:
-                await asyncio.to_thread(self._store.settle_webhook, delivery.job_id, retry_in=pause, note=note)
-                return
-            except UnknownJob:
+                await asyncio.to_thread(self._outbox.settle, delivery.key, verdict)
                 return
             except QueueUnavailable:
                 if clock() + AWAY_SECONDS > delivery.leased_until:
                     raise
                 await asyncio.sleep(AWAY_SECONDS)
 
-    def _verdict(self, answer: Answer, tries: int) -> tuple[float | None, str]:
-        """Seconds until the next try (None: it is over), and what the job's record says about it."""
+    def _verdict(self, answer: Answer, tries: int) -> Verdict:
+        """How the `tries`-th try went."""
         if answer.is_delivered:
-            return None, f"delivered {answer.status}"
+            return Verdict("delivered", f"delivered {answer.status}")
         if answer.is_gone:
-            return None, f"stopped after try {tries}: the receiver answered {answer.status} Gone"
+            return Verdict("gone", f"stopped after try {tries}: the receiver answered {answer.status} Gone")
         pause = pause_after(tries, retry_after=answer.retry_after, chance=self._chance())
         if pause is None:
-            return None, f"given up after {tries} tries: {answer.reason}"
-        return pause, f"try {tries} of {TRIES} failed: {answer.reason}"
+            return Verdict("given up", f"given up after {tries} tries: {answer.reason}")
+        return Verdict("failed", f"try {tries} of {TRIES} failed: {answer.reason}", retry_in=pause)

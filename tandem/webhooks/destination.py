@@ -29,12 +29,15 @@ class Destination:
     port: int
 
 
-def check_url(url: str, rules: AddressRules) -> None:
+def check_url(url: str, rules: AddressRules, *, param: str = PARAM) -> None:
     """Refuse a URL that no webhook may go to. Looks nothing up: names are resolved, and judged, at delivery.
 
-    Raises InvalidRequest naming `webhook.url`.
+    Raises InvalidRequest naming `param`, the field in which the URL was given.
     """
-    destination_of(url, rules)
+    try:
+        destination_of(url, rules)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{param}{error.message.removeprefix(PARAM)}", param=param) from error
 
 
 def destination_of(url: str, rules: AddressRules) -> Destination:

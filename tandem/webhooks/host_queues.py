@@ -3,15 +3,17 @@
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
+from tandem.webhooks.outbox import Message
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message to try now."""
 
-    job_id: str
-    url: str
+    key: str
+    """Names the message in its outbox."""
     host: str
-    body: str
+    message: Message
     tries: int
     """Failed ones so far."""
     leased_until: float

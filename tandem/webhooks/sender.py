@@ -11,9 +11,9 @@ import httpx
 from tandem.errors import InvalidRequest
 from tandem.webhooks.addresses import Address, AddressRules
 from tandem.webhooks.destination import Destination, checked_addresses, destination_of
+from tandem.webhooks.outbox import Message
 from tandem.webhooks.resolver import Resolver, SystemResolver
 from tandem.webhooks.schedule import retry_after_seconds
-from tandem.webhooks.signature import Signer
 
 CONNECT_SECONDS = 5.0
 """For the connection to one address; a host further away than that is down."""
@@ -56,14 +56,12 @@ class Sender:
 
     def __init__(
         self,
-        signer: Signer,
         rules: AddressRules,
         *,
         resolver: Resolver | None = None,
         trust: ssl.SSLContext | None = None,
     ) -> None:
         """`trust` says whose certificates count: the public authorities by default, and SSL_CERT_FILE's."""
-        self._signer = signer
         self._rules = rules
         self._resolver = resolver or SystemResolver()
         # Made once: reading the authorities takes tens of milliseconds.
@@ -72,12 +70,12 @@ class Sender:
     def close(self) -> None:
         self._resolver.close()
 
-    async def send(self, message_id: str, url: str, body: str) -> Answer:
+    async def send(self, message: Message) -> Answer:
         """Make one try, for TOTAL_SECONDS at most. What goes wrong on the way is an answer, not an exception."""
         try:
             async with self._client() as client:
                 async with asyncio.timeout(STATUS_SECONDS):
-                    response = await self._response(client, message_id, url, body)
+                    response = await self._response(client, message)
                 await _read_some(response)
                 return _answer_of(response)
         except InvalidRequest as error:
@@ -91,19 +89,19 @@ class Sender:
         except OSError as error:
             return _failed(f"the host cannot be looked up: {error}")
 
-    async def _response(self, client: httpx.AsyncClient, message_id: str, url: str, body: str) -> httpx.Response:
+    async def _response(self, client: httpx.AsyncClient, message: Message) -> httpx.Response:
         """The answer's head, from the first of the host's addresses that can be connected to."""
-        destination = destination_of(url, self._rules)
+        destination = destination_of(message.url, self._rules)
         # Looked up once: a second answer, given to the connection, could differ from the one that is judged here.
         found = await self._resolver.addresses(destination.host, destination.port)
         *others, last = checked_addresses(found, self._rules)
         for address in others:
             try:
-                return await client.send(self._request(address, destination, message_id, body), stream=True)
+                return await client.send(self._request(address, destination, message), stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 # Nothing was sent; a host may be reachable by one of its two protocols only.
                 continue
-        return await client.send(self._request(last, destination, message_id, body), stream=True)
+        return await client.send(self._request(last, destination, message), stream=True)
 
     def _client(self) -> httpx.AsyncClient:
         """A client for one try. A connection that was kept could serve another host of the same address, whose
@@ -116,12 +114,12 @@ class Sender:
             trust_env=False,
         )
 
-    def _request(self, address: Address, destination: Destination, message_id: str, body: str) -> httpx.Request:
+    def _request(self, address: Address, destination: Destination, message: Message) -> httpx.Request:
         return httpx.Request(
             "POST",
             destination.url.copy_with(host=str(address)),
-            content=body.encode(),
-            headers=self._headers(destination, message_id, body),
+            content=message.body.encode(),
+            headers=_headers(destination, message),
             extensions={
                 # The certificate is checked for the host of the user's URL, not for the address in ours.
                 "sni_hostname": destination.host,
@@ -129,16 +127,17 @@ class Sender:
             },
         )
 
-    def _headers(self, destination: Destination, message_id: str, body: str) -> dict[str, str]:
-        return {
-            "Host": destination.url.netloc.decode("ascii"),
-            "Content-Type": "application/json",
-            "User-Agent": USER_AGENT,
-            # No compression: a few bytes could then unfold to many.
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-            **self._signer.headers(message_id, datetime.now(UTC), body),
-        }
+
+def _headers(destination: Destination, message: Message) -> dict[str, str]:
+    return {
+        "Host": destination.url.netloc.decode("ascii"),
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        # No compression: a few bytes could then unfold to many.
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        **message.signer.headers(message.id, datetime.now(UTC), message.body),
+    }
 
 
 def _answer_of(response: httpx.Response) -> Answer:

@@ -1,10 +1,14 @@
 """`kill -9` and SIGTERM of a worker in the midst of its work: the supervisor restarts it, and every job ends once."""
 
+import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
 from tandem import JobHandle, Tandem
@@ -22,6 +26,9 @@ INFERENCE_JOBS = 12
 TRAINING_STEPS = 4
 DRAINED_STEPS = 8
 """Enough for the signal to come before the end."""
+BATCH_ROWS = 100
+"""Several seconds of work: the batch is far from its end when it is seen to run."""
+POLL_SECONDS = 0.05
 PATIENCE_SECONDS = 240.0
 """For a worker's restart and everything again, on two busy cores."""
 
@@ -76,6 +83,49 @@ def test_every_job_ends_once_with_one_result(client: Tandem, service: EmbeddedSe
     assert attempts[training.id] == 2, "the training was running when its worker died"
     assert max(attempts.values()) == 2
     assert [found.id for found in client.adapters() if found.job_id == training.id] == [adapter]
+
+
+def test_a_batch_ends_with_every_row_once(service: EmbeddedService) -> None:
+    """Its worker is killed in the midst: what was saved is kept, the rest is done again, and no row comes twice."""
+    with openai.OpenAI(base_url=f"{service.api_url}/v1", api_key=service.api_key) as sdk:
+        rows = "\n".join(json.dumps(batch_line(number)) for number in range(BATCH_ROWS))
+        file = sdk.files.create(file=("rows.jsonl", rows.encode()), purpose="batch")
+        batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        wait_for_batch(sdk, batch.id, lambda seen: seen.request_counts.completed > 0)
+
+        os.kill(service.pid_of("worker-1"), signal.SIGKILL)
+
+        batch = wait_for_batch(sdk, batch.id, lambda seen: seen.status not in ("in_progress", "finalizing"))
+        assert (batch.status, batch.request_counts.completed) == ("completed", BATCH_ROWS)
+        answered = [json.loads(line) for line in sdk.files.content(batch.output_file_id).text.splitlines()]
+    assert [row["custom_id"] for row in answered] == [f"row-{number}" for number in range(BATCH_ROWS)]
+    assert attempts_of_shards(service, batch.id) == 2
+
+
+def batch_line(number: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"What is {number} plus {number}?"}]
+    body = {"model": CHAT, "messages": messages, "max_tokens": 8}
+    return {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def wait_for_batch(sdk: openai.OpenAI, batch_id: str, is_so: Any) -> Any:
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while not is_so(batch := sdk.batches.retrieve(batch_id)):
+        assert time.monotonic() < give_up_at, batch
+        time.sleep(POLL_SECONDS)  # batches have no events
+    return batch
+
+
+def attempts_of_shards(service: EmbeddedService, batch_id: str) -> int:
+    """The most attempts that a shard of the batch took."""
+    services = Services.connect(
+        Settings(redis_url=service.redis_url, artifacts_url=f"file://{service.home.artifacts}")
+    )
+    try:
+        shards = services.jobs.list(kind="batch", limit=100)
+    finally:
+        services.jobs.close()
+    return max(job.attempt for job in shards if job.spec["batch"] == batch_id)
 
 
 def test_a_drained_worker_gives_its_jobs_back_uncharged(client: Tandem, service: EmbeddedService) -> None:

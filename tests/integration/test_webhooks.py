@@ -21,6 +21,7 @@ from tandem.settings import Settings
 from tandem.specs import Scheduling, Webhook
 from tandem.webhooks.addresses import AddressRules
 from tandem.webhooks.deliverer import Deliverer
+from tandem.webhooks.job_outbox import JobOutbox
 from tandem.webhooks.sender import Sender
 from tandem.webhooks.signature import Signer
 from tests.unit.webhooks.receiver import Receiver, serving, status
@@ -78,9 +79,10 @@ def store_of(url: str, folder: Path) -> Iterator[JobStore]:
 @contextmanager
 def delivering(jobs: JobStore) -> Iterator[None]:
     """A deliverer at work, as in the API's process."""
-    sender = Sender(Signer.of_setting(SECRET), AddressRules(allow_private=True))
+    sender = Sender(AddressRules(allow_private=True))
+    outbox = JobOutbox(jobs, Signer.of_setting(SECRET))
     loop = asyncio.new_event_loop()
-    task = loop.create_task(Deliverer(jobs, sender).run())
+    task = loop.create_task(Deliverer(outbox, sender).run())
 
     def run() -> None:
         with suppress(asyncio.CancelledError):
@@ -97,6 +99,7 @@ def delivering(jobs: JobStore) -> Iterator[None]:
         if not task.done():
             loop.call_soon_threadsafe(task.cancel)
         thread.join()
+        sender.close()
 
 
 def submitted(jobs: JobStore, url: str | None, number: int = 0) -> str:

@@ -132,7 +132,9 @@ class LifeModel(WorkersModel):
         else:
             self.take_out(job, "ended")
         job.finished_at = self.now
-        job.ready_at = job.not_before = job.checkpoint = None
+        job.ready_at = job.not_before = None
+        if job.kind != "batch":
+            job.checkpoint = None
         job.paused = job.suspect = job.is_deadline_watched = False
         job.forget_at = self.now + job.keep_ms
         if job.webhook:

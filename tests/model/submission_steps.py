@@ -54,7 +54,7 @@ class SubmissionSteps(SideBySide):
                 weight=WEIGHTS[owner],
                 owner_limit=key[1],
                 priority=priority,
-                kind="finetune" if is_other else "inference",
+                kind="batch" if is_other else "inference",
                 model="m2" if is_other else "m1",
                 key=key[0],
                 delay_ms=0 if is_time_of_day else delay_ms,

@@ -72,7 +72,8 @@ MUTATIONS = (
     Mutation("the attempt is not told of a pause", "      elseif paused then\n        stop(id, 'paused')\n", ""),
     Mutation("a failed attempt is no retry", "    redis.call('HINCRBY', job_key(id), 'retries', 1)\n", ""),
     Mutation("a retry does not wait", "    redis.call('HSET', job_key(id), 'not_before', now + a[3])\n", ""),
-    Mutation("an ended job keeps its checkpoint", "'paused', 'suspect', 'checkpoint')", "'paused', 'suspect')"),
+    Mutation("an ended job keeps its checkpoint", "if kind ~= 'batch' then redis", "if false then redis"),
+    Mutation("an ended shard loses its checkpoint", "if kind ~= 'batch' then redis", "if true then redis"),
     # What was asked for
     Mutation(
         "a job given back forgets that it was cancelled",

@@ -48,8 +48,9 @@ def answered(worker: StandInWorker, send: Send) -> AbstractContextManager[None]:
 
 
 def test_every_door_that_creates_takes_a_key(api_url: str) -> None:
-    """All POST routes but those that act on something that is there already, and adapters', whose id is their
-    content's."""
+    """All POST routes but those that act on something that is there already; adapters, whose id is their content's;
+    uploads, which come to nothing unless they are completed, and are completed once; and webhook endpoints, which
+    their owner sees and deletes."""
     paths = httpx.get(f"{api_url}/openapi.json").json()["paths"]
     taking, acting = set(), set()
     for path, methods in paths.items():
@@ -59,10 +60,15 @@ def test_every_door_that_creates_takes_a_key(api_url: str) -> None:
     assert taking == {
         "/v1/jobs",
         "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
         "/v1/embeddings",
         "/v1/files",
+        "/v1/batches",
+        "/v1/fine_tuning/jobs",
         "/hf/models/{model}",
         "/hf/models/{model}/pipeline/{task}",
+        "/hf/models/{model}/v1/chat/completions",
     }
     assert {path.rpartition("/")[2] for path in acting} == {
         "adapters",
@@ -70,6 +76,15 @@ def test_every_door_that_creates_takes_a_key(api_url: str) -> None:
         "pause",
         "resume",
         "requeue",
+        "uploads",
+        "parts",
+        "complete",
+        "load_lora_adapter",
+        "unload_lora_adapter",
+        "webhook_endpoints",
+        "{webhook_endpoint_id}",
+        "rotate_secret",
+        "test",
     }
 
 

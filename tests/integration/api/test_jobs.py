@@ -57,7 +57,8 @@ def test_the_same_key_with_another_body_is_a_conflict(client: httpx.Client) -> N
         ({"inputs": 7}, 400, "invalid_request", "inputs", "string"),
         ({"inputs": []}, 400, "invalid_request", "inputs", "at least 1"),
         ({"parameters": {"temperature": 3}}, 400, "invalid_request", "parameters.temperature", "2"),
-        ({"parameters": {"max_new_tokens": 0}}, 400, "invalid_request", "parameters.max_new_tokens", "1"),
+        ({"parameters": {"max_new_tokens": -1}}, 400, "invalid_request", "parameters.max_new_tokens", "0"),
+        ({"parameters": {"max_new_tokens": 0}}, 400, "invalid_request", "parameters", "`max_new_tokens` is 0"),
         ({"parameters": {"beams": 4}}, 400, "invalid_request", "parameters.beams", "unsupported parameter"),
         (
             {"inputs": [{"role": "king", "content": ""}]},

@@ -1,6 +1,7 @@
 """The unmodified OpenAI client, which checks the shape of every answer, against the synchronous doors."""
 
 import base64
+import json
 import struct
 from collections.abc import Iterator
 
@@ -25,6 +26,87 @@ def sdk(api_url: str) -> Iterator[openai.OpenAI]:
 
 
 # Chat
+
+
+def test_parameters_that_change_no_answer_are_taken(sdk: openai.OpenAI, worker: StandInWorker) -> None:
+    """`null` is the same as nothing; labels become the job's."""
+    specs = []
+
+    def work(worker: StandInWorker) -> None:
+        claim = worker.take()
+        specs.append(claim.job.spec)
+        worker.succeed(claim, generated("x") | {"reused_tokens": 5})
+
+    with worker.working(work):
+        answer = sdk.chat.completions.create(
+            model=CHAT_MODEL,
+            messages=HELLO,
+            metadata={"for": "a test"},
+            store=False,
+            safety_identifier="someone",
+            prompt_cache_key="k",
+            prediction={"type": "content", "content": "x"},
+            modalities=["text"],
+            service_tier="fast",
+            extra_body={"temperature": None, "stop": None, "top_k": 5},
+        )
+    assert specs[0]["metadata"] == {"for": "a test"}
+    assert (specs[0]["priority"], answer.service_tier) == ("high", "priority")
+    assert (specs[0]["parameters"]["top_k"], specs[0]["parameters"]["temperature"]) == (5, 1.0)
+    assert answer.system_fingerprint is not None
+    assert answer.system_fingerprint.startswith("fp_")
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 5
+
+
+def test_a_stream_tells_the_log_probabilities_of_its_tokens(sdk: openai.OpenAI, worker: StandInWorker) -> None:
+    """Each token once, also after a lost attempt, and that of the end, which has no text."""
+
+    def told(word: str) -> dict[str, object]:
+        token = {"token": word, "id": 5, "logprob": -0.5, "bytes": list(word.encode())}
+        return {**token, "top_logprobs": [token]}
+
+    def work(worker: StandInWorker) -> None:
+        lost = worker.take()
+        worker.jobs.report(lost.job.id, lost.fence, [("tokens", {"text": "a", "logprobs": [told("a")]})])
+        worker.jobs.release(lost.job.id, lost.fence)
+        again = worker.take()
+        pieces = [("a", [told("a")]), ("bc", [told("b"), told("c")])]
+        for text, logprobs in pieces:
+            worker.jobs.report(again.job.id, again.fence, [("tokens", {"text": text, "logprobs": logprobs})])
+        worker.succeed(again, generated("abc") | {"logprobs": [told(word) for word in ("a", "b", "c", "<end>")]})
+
+    with worker.working(work):
+        chunks = list(
+            sdk.chat.completions.create(
+                model=CHAT_MODEL, messages=HELLO, stream=True, logprobs=True, top_logprobs=1, temperature=0
+            )
+        )
+    found = [
+        told.token
+        for chunk in chunks
+        if (logprobs := chunk.choices[0].logprobs) is not None
+        for told in logprobs.content or ()
+    ]
+    assert found == ["a", "b", "c", "<end>"]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "abc"
+
+
+def test_usage_is_null_in_all_chunks_but_the_last_if_it_was_asked_for(
+    client: httpx.Client, worker: StandInWorker
+) -> None:
+    request = {"model": CHAT_MODEL, "messages": HELLO, "stream": True}
+    found = []
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        with worker.answering(generated("Hi"), "Hi"):
+            answer = client.post("/v1/chat/completions", json=request | options)
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+        found.append([json.loads(line) for line in lines])
+    plain, counted = found
+    assert all("usage" not in chunk for chunk in plain)
+    assert [chunk["usage"] for chunk in counted[:-1]] == [None] * len(plain)
+    assert counted[-1]["usage"]["total_tokens"] == 8
 
 
 def test_a_first_question_is_answered(sdk: openai.OpenAI, worker: StandInWorker) -> None:
@@ -214,7 +296,7 @@ def test_a_failed_job_is_its_http_error(sdk: openai.OpenAI, worker: StandInWorke
         pytest.raises(openai.BadRequestError, match="5000 tokens") as caught,
     ):
         sdk.chat.completions.create(model=CHAT_MODEL, messages=HELLO, stream=stream)
-    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "inputs")
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
 def test_a_job_that_fails_in_the_midst_of_its_stream_ends_it_in_an_error(
@@ -242,8 +324,13 @@ def test_an_unknown_model_and_a_wrong_key_are_their_exceptions(sdk: openai.OpenA
 @pytest.mark.parametrize(
     ("changes", "param", "said"),
     [
-        ({"tools": []}, "tools", "unsupported parameter"),
-        ({"logprobs": True, "stream": True}, None, "without `stream`"),
+        ({"functions": []}, "functions", "unsupported parameter"),
+        ({"audio": {}}, "audio", "unsupported parameter"),
+        ({"store": True}, "store", "False"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "'none'"),
+        ({"modalities": ["text", "audio"]}, "modalities.1", "'text'"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type", "'function'"),
+        ({"tool_choice": "required"}, None, "there are no `tools`"),
         ({"top_logprobs": 2}, None, "needs `logprobs"),
         ({"n": 17}, "n", "16"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "100"),
@@ -316,12 +403,24 @@ def test_a_single_text_has_a_list_of_one_in_either_encoding(
     assert client.get(f"/v1/jobs/{answer.headers['x-tandem-job']}").json()["state"] == "succeeded"
 
 
+def test_shorter_vectors_have_length_1_again(sdk: openai.OpenAI, worker: StandInWorker) -> None:
+    with worker.answering({"rows": [[0.6, 0.0, 0.8]], "prompt_tokens": 3}, model=EMBEDDING_MODEL):
+        answer = sdk.embeddings.create(model=EMBEDDING_MODEL, input="a", dimensions=2, encoding_format="float")
+    assert answer.data[0].embedding == [1.0, 0.0]
+    with (
+        worker.answering({"rows": [[0.6, 0.8]], "prompt_tokens": 3}, model=EMBEDDING_MODEL),
+        pytest.raises(openai.BadRequestError, match="vectors have 2") as caught,
+    ):
+        sdk.embeddings.create(model=EMBEDDING_MODEL, input="a", dimensions=3, encoding_format="float")
+    assert caught.value.param == "dimensions"
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "said"),
     [
-        ({"dimensions": 64}, "dimensions", "unsupported parameter"),
-        ({"input": [1, 2, 3]}, "input", "arrays of tokens"),
-        ({"input": [[1, 2], [3]]}, "input", "arrays of tokens"),
+        ({"dimensions": 0}, "dimensions", "1"),
+        ({"input": [1, -2, 3]}, "input.1", "0"),
+        ({"input": [[1, 2], []]}, "input.1", "at least 1"),
         ({"input": []}, "input", "at least 1"),
         ({"input": ""}, "input", "at least 1"),
         ({"input": ["a"] * 2049}, "input", "2048"),

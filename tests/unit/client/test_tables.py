@@ -4,7 +4,15 @@ import pytest
 
 from tandem.cli.charts import Point, extend, loss_chart, running_mean
 from tandem.cli.failures import failure_line
-from tandem.cli.tables import attempts_text, clock_text, duration_text, event_line, progress_text, state_text
+from tandem.cli.tables import (
+    attempts_text,
+    clock_text,
+    data_text,
+    duration_text,
+    event_line,
+    progress_text,
+    state_text,
+)
 from tandem.client import JobEvent, JobHandle, Tandem
 from tandem.errors import PromptTooLong, UnknownModel
 
@@ -36,8 +44,23 @@ def test_an_event_is_one_line() -> None:
     assert event_line(JobEvent("0-0", "metrics", metrics)).plain.endswith(
         "metrics    step 4  loss 1.235  180 tokens/s"
     )
+    progress = {"step": 3, "total_steps": 10, "epoch": 0.1, "eta_seconds": 180.0}
+    assert event_line(JobEvent("0-0", "progress", progress)).plain.endswith("progress   3/10  3 min left")
     state = {"state": "running", "attempt": 2}
     assert event_line(JobEvent("0-0", "state", state)).plain.endswith("state      running  attempt 2")
+
+
+def test_a_report_on_training_files_says_what_is_odd() -> None:
+    """Nothing of what is as it should be."""
+    counts = {"truncated_rows": 0, "dropped_rows": 0, "duplicate_rows": 0, "broken_rows": 0}
+    training = {"rows": 120, "tokens": 4000, **counts, "broken_rows": 3, "duplicate_rows": 2}
+    report = {"training": training, "validation": None, "leaked_rows": 0, "steps": 15}
+    assert data_text(report) == "training: 120 rows, 4000 tokens (3 broken, 2 twice); 15 steps"
+    held_out = {"rows": 10, "tokens": 300, **counts}
+    assert data_text({**report, "validation": held_out, "leaked_rows": 1}).endswith(
+        "; validation: 10 rows, 300 tokens; 1 validation rows are training rows too; 15 steps"
+    )
+    assert event_line(JobEvent("0-0", "data", report)).plain.endswith("15 steps")
 
 
 def test_the_first_event_has_the_time_that_it_names() -> None:

@@ -227,10 +227,21 @@ def test_weights_must_be_floating_point_numbers(tmp_path: Path) -> None:
         read_contents(write(tmp_path, files))
 
 
-@pytest.mark.parametrize("task_type", ["SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", 7])
+@pytest.mark.parametrize("task_type", ["IMAGE_CLS", 7])
 def test_a_task_that_nobody_serves_is_refused(task_type: object, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedTask, match="served are CAUSAL_LM, SEQ_CLS, TOKEN_CLS, QUESTION_ANS"):
+    with pytest.raises(UnsupportedTask, match="served are CAUSAL_LM, SEQ_CLS, TOKEN_CLS, QUESTION_ANS, SEQ_2_SEQ_LM"):
         read_contents(write(tmp_path, adapter_files(LORA_CONFIG | {"task_type": task_type})))
+
+
+def test_an_encoder_decoders_adapter_is_told_by_its_task_and_has_no_virtual_tokens(tmp_path: Path) -> None:
+    """Every method that updates layers is served, rotations too, and no head is looked for."""
+    contents = read_contents(write(tmp_path / "lora", adapter_files(LORA_CONFIG | {"task_type": "SEQ_2_SEQ_LM"})))
+    assert (contents.task, contents.labels, contents.model_type) == ("text2text-generation", (), None)
+    rotations = OFTConfig(r=0, oft_block_size=4, target_modules=["k_proj"], task_type="SEQ_2_SEQ_LM")
+    assert read_contents(saved(llama(), rotations, tmp_path / "oft")).task == "text2text-generation"
+    config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3, "task_type": "SEQ_2_SEQ_LM"}
+    with pytest.raises(InvalidRequest, match="peft_type is 'PROMPT_TUNING'"):
+        read_contents(write(tmp_path / "prompt", adapter_files(config)))
 
 
 def test_a_config_without_a_task_is_a_language_models(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tandem.adapter_contents import AdapterContents, VirtualTokens
-from tandem.adapter_layers import LayerChange
 from tandem.adapter_import import AdapterUpload, check_base, import_adapter
+from tandem.adapter_layers import LayerChange
 from tandem.adapters import AdapterManifest
 from tandem.artifact_collection import references_of
 from tandem.catalogue import CatalogueEntry

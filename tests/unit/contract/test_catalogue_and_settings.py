@@ -70,6 +70,30 @@ def test_the_api_does_not_start_without_a_key(monkeypatch: pytest.MonkeyPatch) -
         ApiSettings.read()
 
 
+@pytest.mark.parametrize(
+    ("value", "origins"),
+    [
+        ("", ()),
+        (" https://a.example , http://localhost:3000", ("https://a.example", "http://localhost:3000")),
+        ("*", ("*",)),
+    ],
+)
+def test_origins_are_a_list_with_commas(
+    monkeypatch: pytest.MonkeyPatch, value: str, origins: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("TANDEM_API_KEY", "key")
+    monkeypatch.setenv("TANDEM_CORS_ORIGINS", value)
+    assert ApiSettings.read().cors_origins == origins
+
+
+@pytest.mark.parametrize("value", ["app.example.com", "https://app.example.com/", "ftp://a"])
+def test_an_origin_that_no_browser_sends_stops_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TANDEM_API_KEY", "key")
+    monkeypatch.setenv("TANDEM_CORS_ORIGINS", value)
+    with pytest.raises(ConfigurationError, match="is no origin"):
+        ApiSettings.read()
+
+
 def test_settings_that_do_not_fit_together_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sequence that decodes takes one token of a step."""
     monkeypatch.setenv("TANDEM_SEQUENCE_SLOTS", "64")

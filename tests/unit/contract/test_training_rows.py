@@ -1,27 +1,104 @@
 """Training files are checked line by line, and the error names the lines."""
 
 import json
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tandem import training_rows
 from tandem.errors import InvalidTrainingData
 from tandem.specs import ChatRow, CompletionRow
-from tandem.specs.finetune import (
-    FineTuneTask,
+from tandem.specs.finetune import FineTuneTask
+from tandem.specs.training_rows import (
+    PreferenceRow,
     QuestionAnsweringRow,
     TextClassificationRow,
+    TextRow,
+    TextToTextRow,
     TokenClassificationRow,
 )
-from tandem.training_rows import check_rows, check_training_files, labels_of, read_rows
+from tandem.training_rows import LineError, RowFile, check_rows, check_training_files, labels_of, read_rows
 
 CHAT = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}'
 COMPLETION = b'{"prompt": "2 + 2 =", "completion": " 4"}'
 
 
-def test_both_shapes_are_read() -> None:
-    rows = list(read_rows([CHAT + b"\n\n" + COMPLETION]))
-    assert [type(row) for row in rows] == [ChatRow, CompletionRow]
+PLAIN = b'{"text": "Once upon a time"}'
+OPENAI_PAIR = json.dumps(
+    {
+        "input": {"messages": [{"role": "user", "content": "hi"}], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "content": "hello"}],
+        "non_preferred_output": [{"role": "assistant", "content": "go away"}],
+    }
+).encode()
+TRL_PAIR = b'{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}'
+
+
+def test_every_shape_is_read() -> None:
+    rows = list(read_rows([CHAT + b"\n\n" + COMPLETION + b"\n" + PLAIN]))
+    assert [type(row) for row in rows] == [ChatRow, CompletionRow, TextRow]
+
+
+def test_tools_and_weights_of_openais_files_are_kept() -> None:
+    """A call needs no content, and an answer of the weight 0 is not learned; only answers have weights."""
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "no idea", "weight": 0},
+        {"role": "user", "content": "try"},
+        {"role": "assistant", "tool_calls": [call]},
+    ]
+    row = ChatRow.model_validate({"messages": messages, "tools": [tool], "parallel_tool_calls": False})
+    assert [message.weight for message in row.messages] == [1, 0, 1, 1]
+    assert row.messages[-1].tool_calls[0].function.name == row.tools[0].function.name == "add"
+    messages[0]["weight"] = 0
+    with pytest.raises(ValidationError, match="`weight` is of the assistant's messages"):
+        ChatRow.model_validate({"messages": messages})
+    with pytest.raises(ValidationError, match="every answer has the weight 0"):
+        ChatRow.model_validate({"messages": [{"role": "user", "content": "a"}, {**messages[1]}]})
+
+
+def test_preference_pairs_have_openais_shape_or_trls() -> None:
+    rows = list(RowFile(lambda: [OPENAI_PAIR + b"\n" + TRL_PAIR], objective="dpo"))
+    assert all(isinstance(row, PreferenceRow) for row in rows)
+    first, second = rows
+    assert isinstance(first, PreferenceRow)
+    assert isinstance(second, PreferenceRow)
+    assert not isinstance(first.chosen, str)
+    assert first.chosen[0].content == "hello"
+    assert (second.prompt, second.chosen, second.rejected) == ("2 + 2 =", " 4", " 5")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (COMPLETION, "is no pair of a preferred answer and another"),
+        (b'{"prompt": "a", "chosen": "b", "rejected": "b"}', "are the same"),
+        (b'{"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}', "must all be texts"),
+        (OPENAI_PAIR.replace(b"assistant", b"user", 1), "`chosen` must be one message, the assistant's"),
+        (b'{"input": "hi", "preferred_output": [], "non_preferred_output": []}', "`input` must have `messages`"),
+    ],
+)
+def test_a_faulty_pair_is_named_with_its_reason(line: bytes, reason: str) -> None:
+    with pytest.raises(InvalidTrainingData) as caught:
+        list(RowFile(lambda: [line], objective="dpo"))
+    assert reason in caught.value.message
+
+
+def test_broken_rows_are_left_out_if_asked_and_counted() -> None:
+    """Each iteration reads the file again, and counts again; the report names the first twenty."""
+    lines = RowFile(lambda: [b"\n".join([CHAT, *[b"x"] * 30, COMPLETION])], on_broken_row="skip")
+    for _ in range(2):
+        assert [type(row) for row in lines] == [ChatRow, CompletionRow]
+        assert (lines.line, lines.broken, len(lines.errors)) == (32, 30, 20)
+    assert lines.errors[0] == LineError(2, "is not JSON (Expecting value at column 1)")
+
+
+def test_a_file_of_broken_rows_alone_is_refused_also_when_they_may_be_left_out() -> None:
+    with pytest.raises(InvalidTrainingData, match="has no rows, and the 2 that there are are broken"):
+        check_training_files("text-generation", [b"x\ny"], on_broken_row="skip")
 
 
 def test_lines_may_be_cut_anywhere_by_the_stream() -> None:
@@ -35,7 +112,8 @@ def test_lines_may_be_cut_anywhere_by_the_stream() -> None:
         (b"{not json", "is not JSON"),
         (b"\xff\xfe", "UTF-8"),
         (b"[1, 2]", "is not a JSON object"),
-        (b'{"text": "plain"}', "must have either `messages`, or `prompt` and `completion`"),
+        (b'{"text": "plain", "prompt": "a"}', "must have either `messages`, or `prompt` and `completion`, or `text`"),
+        (b'{"answer": "a"}', "must have either `messages`, or `prompt` and `completion`, or `text`"),
         (b'{"prompt": "a"}', "`completion`: Field required"),
         (b'{"prompt": "a", "completion": ""}', "`completion`: String should have at least 1 character"),
         (b'{"messages": [{"role": "user", "content": "hi"}]}', "`messages`"),
@@ -106,12 +184,36 @@ def test_each_task_has_its_rows() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        ("input", "target"),
+        ("source", "target"),
+        ("document", "summary"),
+        ("dialogue", "summary"),
+        ("text", "summary"),
+    ],
+)
+def test_a_text_and_what_is_to_be_written_for_it_have_the_names_of_public_data_sets(fields: tuple[str, str]) -> None:
+    """XSum's, SAMSum's, BillSum's, and CNN/DailyMail's below, with the ids that they carry along."""
+    read, written = fields
+    (row,) = read_rows([json.dumps({"id": "7", read: "rain fell", written: "rain"}).encode()], "text2text-generation")
+    assert isinstance(row, TextToTextRow)
+    assert (row.input, row.target) == ("rain fell", "rain")
+    news = b'{"article": "rain fell", "highlights": "rain"}'
+    assert list(read_rows([news], "text2text-generation")) == [TextToTextRow(input="rain fell", target="rain")]
+
+
+@pytest.mark.parametrize(
     ("task", "line", "reason"),
     [
         ("text-classification", CHAT, "has no `text`; a row for text-classification is {"),
         ("token-classification", TEXT, "has no `tokens`; a row for token-classification is {"),
         ("question-answering", TAGGED, "has no `question`; a row for question-answering is {"),
-        ("text-generation", TEXT, "must have either `messages`, or `prompt` and `completion`"),
+        ("text2text-generation", TEXT, 'has no `target`; a row for text2text-generation is {"input"'),
+        ("text2text-generation", b'{"summary": "a"}', "has no `input`; a row for text2text-generation is {"),
+        ("text2text-generation", b'{"input": "", "target": "a"}', "`input`: String should have at least 1 character"),
+        ("text2text-generation", b'{"input": "a", "source": "b", "target": "c"}', "`source`: Extra inputs"),
+        ("text-generation", TEXT, "`label`: Extra inputs are not permitted"),
         ("text-classification", b'{"text": "a"}', "`label`: Field required"),
         ("text-classification", b'{"text": "a", "label": true}', "`label`: Input should be a valid string"),
         ("text-classification", b'{"text": "", "label": "b"}', "`text`: String should have at least 1 character"),
@@ -175,7 +277,7 @@ def test_both_files_of_a_job_are_checked_together() -> None:
     """A validation row whose label no training row has could only ever be wrong."""
     training = [TEXT + b"\n" + TEXT.replace(b"weather", b"sports")]
     check_training_files("text-classification", training, [TEXT])
-    with pytest.raises(InvalidTrainingData, match="row 2: no row of the training file has the label 'x'") as caught:
+    with pytest.raises(InvalidTrainingData, match="line 2: no row of the training file has the label 'x'") as caught:
         check_training_files("text-classification", training, [TEXT + b"\n" + TEXT.replace(b"weather", b"x")])
     assert caught.value.param == "validation_file"
     with pytest.raises(InvalidTrainingData) as caught:

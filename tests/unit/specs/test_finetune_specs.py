@@ -1,6 +1,7 @@
 """What may be asked of a fine-tuning: the methods, what each may say, and what is refused by name."""
 
 import json
+import re
 from typing import Any, get_args
 
 import pytest
@@ -8,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from tandem.adapters import AdapterManifest, ImportedMethod
 from tandem.cli.tables import method_text
-from tandem.specs import FineTuneSpec, LoraMethod, job_spec_adapter
+from tandem.specs import FineTuneSpec, LoraMethod, Task, job_spec_adapter
+from tandem.specs.finetune import DpoObjective, FineTuneTask, base_does
 from tandem.specs.methods import (
     MAX_VIRTUAL_TOKENS,
     METHODS,
@@ -69,7 +71,9 @@ def test_without_a_type_it_is_lora() -> None:
 @pytest.mark.parametrize(
     ("method", "complaint"),
     [
-        ({"type": "lohra"}, "'lora', 'ia3', 'prefix-tuning', 'prompt-tuning', 'p-tuning'"),
+        ({"type": "lohra"}, "'ia3', 'prefix-tuning', 'prompt-tuning', 'p-tuning'"),
+        ({"type": "adalora", "init_r": 4, "target_r": 5}, "above `init_r`"),
+        ({"type": "lokr", "decompose_factor": 0}, "at least one row"),
         ({"type": "ia3", "r": 8}, "Extra inputs are not permitted"),
         ({"type": "ia3", "feedforward_modules": ["fc"]}, "name `target_modules` too"),
         ({"type": "ia3", "target_modules": ["k"], "feedforward_modules": ["fc"]}, "has fc, not among"),
@@ -102,6 +106,32 @@ def test_virtual_tokens_are_for_text_generation(method: str, task: str) -> None:
     with pytest.raises(ValidationError, match=f"for {task} use lora or ia3"):
         spec({"type": method}, task=task)
     assert spec({"type": "ia3"}, task=task).method == Ia3Method(type="ia3")
+    with pytest.raises(ValidationError, match="rotations fit no batch"):
+        spec({"type": "oft"}, task=task)
+
+
+def test_an_encoder_decoder_takes_every_method_that_updates_layers_and_no_virtual_tokens() -> None:
+    for method in ("lora", "adalora", "loha", "lokr", "vera", "oft", "ia3"):
+        assert spec({"type": method}, task="text2text-generation").method.type == method
+    with pytest.raises(ValidationError, match="for text2text-generation use lora or ia3"):
+        spec({"type": "prompt-tuning"}, task="text2text-generation")
+
+
+@pytest.mark.parametrize(
+    ("task", "tasks", "learns"),
+    [
+        ("text2text-generation", ("translation",), True),
+        ("text2text-generation", ("text-generation", "feature-extraction"), False),
+        ("text-classification", ("feature-extraction",), True),
+        ("text-classification", ("text-classification",), False),
+        ("text-generation", ("text-generation",), True),
+    ],
+)
+def test_what_a_base_must_do_for_a_task_to_be_learned_on_it(
+    task: FineTuneTask, tasks: tuple[Task, ...], learns: bool
+) -> None:
+    """An encoder-decoder's tasks are all done by one model, whichever of them the catalogue lists."""
+    assert base_does(task, tasks) is learns
 
 
 @pytest.mark.parametrize(
@@ -133,3 +163,38 @@ def test_a_published_adapter_says_how_it_was_trained(method: AnyMethod, text: st
 def test_an_imported_adapters_method_is_told_apart() -> None:
     method = ImportedMethod(peft_type="LORA", r=16, num_virtual_tokens=None, target_modules=("q_proj",))
     assert method_text(method.model_dump(mode="json")) == "LORA r=16, imported"
+
+
+def test_the_objective_is_supervised_unless_another_is_named() -> None:
+    assert spec().objective.type == "supervised"
+    read = spec(objective={"type": "dpo", "beta": 0.3})
+    assert FineTuneSpec.model_validate_json(read.model_dump_json(exclude_defaults=True)) == read
+    assert read.objective == DpoObjective(type="dpo", beta=0.3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"hyperparameters": {"early_stopping_patience": 2}}, "counts evaluations: set `eval_steps` too"),
+        (
+            {"hyperparameters": {"early_stopping_patience": 2, "eval_steps": 5}},
+            "`hyperparameters.early_stopping_patience` goes by the validation loss: send a `validation_file`",
+        ),
+        ({"hyperparameters": {"keep": "best"}}, "`hyperparameters.keep` goes by the validation loss"),
+        ({"task": "text-classification", "objective": {"type": "dpo"}}, "dpo is for text-generation, not for text-c"),
+        (
+            {"task": "text-classification", "hyperparameters": {"packing": True}},
+            "`hyperparameters.packing` is for text-generation with the supervised objective",
+        ),
+        ({"objective": {"type": "dpo"}, "hyperparameters": {"packing": True}}, "with the supervised objective"),
+        (
+            {"method": {"type": "prompt-tuning"}, "hyperparameters": {"packing": True}},
+            "leaves no place for the virtual tokens of prompt-tuning before each row",
+        ),
+        ({"report_to": ["azure"]}, "Input should be 'tensorboard', 'mlflow', 'wandb' or 'trackio'"),
+        ({"save_total_limit": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused_with_what_to_do(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(reason)):
+        spec(**fields)

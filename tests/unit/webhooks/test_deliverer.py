@@ -12,6 +12,8 @@ import pytest
 from tandem.webhooks import deliverer as deliverer_module
 from tandem.webhooks.addresses import AddressRules
 from tandem.webhooks.deliverer import Deliverer
+from tandem.webhooks.job_outbox import JobOutbox
+from tandem.webhooks.outbox import Message
 from tandem.webhooks.schedule import TRIES
 from tandem.webhooks.sender import Answer, Sender
 from tandem.webhooks.signature import Signer
@@ -31,20 +33,22 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def jobs() -> WebhookJobs:
-    return WebhookJobs()
+def jobs(signer: Signer) -> WebhookJobs:
+    return WebhookJobs(signer)
 
 
 @pytest.fixture
-def sender(signer: Signer) -> Sender:
-    return Sender(signer, AddressRules(allow_private=True), resolver=Names(["127.0.0.1"]))
+def sender() -> Iterator[Sender]:
+    sender = Sender(AddressRules(allow_private=True), resolver=Names(["127.0.0.1"]))
+    yield sender
+    sender.close()
 
 
 @contextmanager
 def delivering(jobs: WebhookJobs, sender: Sender) -> Iterator[None]:
     """A deliverer at work on an event loop of its own, cancelled when the block ends, as the API does."""
     loop = asyncio.new_event_loop()
-    task = loop.create_task(Deliverer(jobs, sender).run())
+    task = loop.create_task(Deliverer(JobOutbox(jobs, jobs.signer), sender).run())
 
     def run() -> None:
         try:
@@ -186,20 +190,20 @@ def test_a_record_that_cannot_be_told_counts_as_a_failed_try_and_stops_nothing(
         settled = first_notes(jobs, "job_1", "job_2")
     assert settled["job_1"] == "try 1 of 10 failed: the message cannot be made: ValidationError"
     assert settled["job_2"] == "delivered 200"
-    assert "the webhook of job job_1 cannot be made" in caplog.text
+    assert "webhook job_1 cannot be made" in caplog.text
 
 
 def test_an_unforeseen_error_of_one_delivery_stops_no_other(
-    jobs: WebhookJobs, signer: Signer, receiver: Receiver, caplog: pytest.LogCaptureFixture
+    jobs: WebhookJobs, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Sender):
-        async def send(self, message_id: str, url: str, body: str) -> Answer:
-            if message_id == "msg_job_1":
+        async def send(self, message: Message) -> Answer:
+            if message.id == "msg_job_1":
                 raise RuntimeError("a bug")
-            return await super().send(message_id, url, body)
+            return await super().send(message)
 
     jobs.add(ended_job("job_1", url_of(receiver)), ended_job("job_2", url_of(receiver)))
-    with delivering(jobs, Broken(signer, AddressRules(allow_private=True), resolver=Names(["127.0.0.1"]))):
+    with delivering(jobs, Broken(AddressRules(allow_private=True), resolver=Names(["127.0.0.1"]))):
         settled = first_notes(jobs, "job_1", "job_2")
     assert settled == {"job_1": "try 1 of 10 failed: internal error: RuntimeError", "job_2": "delivered 200"}
     assert "a bug" in caplog.text

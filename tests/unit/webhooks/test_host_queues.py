@@ -3,10 +3,13 @@
 from itertools import chain, repeat
 
 from tandem.webhooks.host_queues import Delivery, HostQueues
+from tandem.webhooks.outbox import Message
+from tandem.webhooks.signature import Signer
 
 
 def delivery(host: str, number: int = 0) -> Delivery:
-    return Delivery(f"job_{host}_{number}", f"https://{host}/", host, "{}", tries=0, leased_until=0.0)
+    message = Message(f"msg_{number}", f"https://{host}/", "{}", Signer([]))
+    return Delivery(f"job_{host}_{number}", host, message, tries=0, leased_until=0.0)
 
 
 def queues(
@@ -29,7 +32,7 @@ def test_hosts_take_turns_and_each_ones_messages_keep_their_order() -> None:
     lines = queues()
     for host, number in chain(zip(repeat("a"), range(3)), zip(repeat("b"), range(2))):
         assert lines.offer(delivery(host, number))
-    assert [one.job_id for one in started(lines)] == ["job_a_0", "job_b_0", "job_a_1", "job_b_1"]
+    assert [one.key for one in started(lines)] == ["job_a_0", "job_b_0", "job_a_1", "job_b_1"]
 
 
 def test_a_host_has_a_share_of_what_runs_and_no_more() -> None:
@@ -47,7 +50,7 @@ def test_one_that_ends_makes_room_for_the_next() -> None:
         lines.offer(delivery("a", number))
     first, _ = started(lines)
     lines.ended(first)
-    assert [one.job_id for one in started(lines)] == ["job_a_2"]
+    assert [one.key for one in started(lines)] == ["job_a_2"]
 
 
 def test_no_more_run_than_the_limit() -> None:

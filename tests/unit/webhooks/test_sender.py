@@ -15,6 +15,7 @@ from standardwebhooks import Webhook
 
 from tandem.webhooks import sender as sender_module
 from tandem.webhooks.addresses import AddressRules
+from tandem.webhooks.outbox import Message
 from tandem.webhooks.resolver import SystemResolver
 from tandem.webhooks.sender import ANSWER_BYTES, Answer, Sender
 from tandem.webhooks.signature import Signer
@@ -35,8 +36,8 @@ def send(
     names: Names | None = None,
     trust: ssl.SSLContext | None = None,
 ) -> Answer:
-    sender = Sender(signer, rules, resolver=names or Names(LOOPBACK), trust=trust)
-    return asyncio.run(sender.send("msg_job_1", url, BODY))
+    sender = Sender(rules, resolver=names or Names(LOOPBACK), trust=trust)
+    return asyncio.run(sender.send(Message("msg_job_1", url, BODY, signer)))
 
 
 # What arrives
@@ -55,9 +56,10 @@ def test_a_message_arrives_signed_and_whole(signer: Signer, receiver: Receiver, 
 
 
 def test_the_operating_system_looks_names_up(signer: Signer, receiver: Receiver) -> None:
-    sender = Sender(signer, RELAXED, resolver=SystemResolver())
+    sender = Sender(RELAXED, resolver=SystemResolver())
+    message = Message("msg_job_1", f"http://localhost:{receiver.port}/", BODY, signer)
     try:
-        answer = asyncio.run(sender.send("msg_job_1", f"http://localhost:{receiver.port}/", BODY))
+        answer = asyncio.run(sender.send(message))
     finally:
         sender.close()
     assert answer.is_delivered, answer

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tandem.errors import QueueUnavailable, UnknownJob
 from tandem.job import Job
 from tandem.webhooks.schedule import WebhookDue
+from tandem.webhooks.signature import Signer
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Settled:
 class WebhookJobs:
     """Called from several threads. A job that is to be tried again is due at once, whatever the pause."""
 
-    def __init__(self) -> None:
+    def __init__(self, signer: Signer) -> None:
+        self.signer = signer
         self.settled: queue.SimpleQueue[Settled] = queue.SimpleQueue()
         self.away = False
         """As if the queue's server did not answer."""
