@@ -1,6 +1,7 @@
 """Hugging Face's inference API: what `InferenceClient(base_url=".../hf/models/<model>")` sends, for every task."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -8,23 +9,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import ApiDep, SubmitterDep
 from api.hf_shapes import asked, shown
 from api.hf_text_generation import GenerationStream, generation_error
-from api.routes.jobs import HEARTBEAT_SECONDS
 from api.routes.openai.chat import create_chat_completion
 from api.routes.openai.chat_answer import ChatCompletion
 from api.routes.openai.chat_request import ChatRequest
-from api.routes.openai.first_text import first_text
 from api.routes.openai.job_header import JOB_HEADER
+from api.routes.openai.opened_stream import opened_stream
 from api.routes.openai.scheduling_headers import SchedulingHeadersDep
 from api.waiting import Waiting, while_connected
 from tandem.adapters import is_adapter_id
 from tandem.errors import InvalidRequest, TandemError
-from tandem.job import Job, JobEvent
+from tandem.job import JobEvent
 from tandem.services import Services
 from tandem.specs import FineTuneSpec, Media, NamedTask, Task, TextGenerationSpec, job_spec_adapter
 
@@ -157,7 +157,8 @@ async def _run(
     submitted = await run_in_threadpool(submitter.submit, scheduling.on(spec))
     waiting = Waiting(api, submitted.job, is_shared=submitter.idempotency_key is not None)
     if is_streamed:
-        return await _streamed(sent, request, waiting, submitted.job)
+        told = partial(_told, GenerationStream(sent))
+        return await opened_stream(told, request, waiting, submitted.job)
     async with waiting.cancelled_if_abandoned():
         job = await while_connected(request, waiting.end())
     answer = await run_in_threadpool(shown, task, sent, job.result, api.services.artifacts)
@@ -165,15 +166,6 @@ async def _run(
     if isinstance(answer.content, bytes):
         return Response(answer.content, media_type=answer.media_type, headers=headers)
     return JSONResponse(answer.content, headers=headers)
-
-
-async def _streamed(sent: dict[str, Any], request: Request, waiting: Waiting, job: Job) -> Response:
-    """The stream, opened at the first text: a job that fails before any is answered with its error's status."""
-    events = waiting.events()
-    async with waiting.cancelled_if_abandoned():
-        first = await while_connected(request, first_text(events, waiting))
-    told = _told(GenerationStream(sent), first, events, waiting)
-    return EventSourceResponse(told, ping=HEARTBEAT_SECONDS, sep="\n", headers={JOB_HEADER: job.id})
 
 
 async def _told(

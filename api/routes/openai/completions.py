@@ -1,20 +1,17 @@
 """`POST /v1/completions`: a text-generation job on plain prompts, waited for or streamed."""
 
 from fastapi import APIRouter, Request, Response
-from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import ApiDep, SubmitterDep
-from api.routes.jobs import HEARTBEAT_SECONDS
 from api.routes.openai.completion_answer import Completion, completion_id, text_completion
 from api.routes.openai.completion_request import CompletionRequest
 from api.routes.openai.completion_stream import CompletionStream
 from api.routes.openai.field_names import openai_names
-from api.routes.openai.first_text import first_text
 from api.routes.openai.job_header import JOB_HEADER
+from api.routes.openai.opened_stream import opened_stream
 from api.routes.openai.scheduling_headers import SchedulingHeadersDep
 from api.waiting import Waiting, while_connected
-from tandem.job import Job
 
 router = APIRouter(tags=["openai"])
 
@@ -37,19 +34,9 @@ async def create_completion(
         submitted = await run_in_threadpool(submitter.submit, scheduling.on(body.spec()))
         waiting = Waiting(api, submitted.job, is_shared=submitter.idempotency_key is not None)
         if body.stream:
-            return await _streamed(body, request, waiting, submitted.job)
+            stream = CompletionStream(body, submitted.job)
+            return await opened_stream(stream.sent, request, waiting, submitted.job)
         response.headers[JOB_HEADER] = submitted.job.id
         async with waiting.cancelled_if_abandoned():
             job = await while_connected(request, waiting.end())
     return text_completion(body, job.result, id=completion_id(job.id), created=job.created_at)
-
-
-async def _streamed(body: CompletionRequest, request: Request, waiting: Waiting, job: Job) -> Response:
-    """The stream, opened at the first text: a job that fails before any is answered with its error's status."""
-    events = waiting.events()
-    async with waiting.cancelled_if_abandoned():
-        first = await while_connected(request, first_text(events, waiting))
-    stream = CompletionStream(body, job)
-    return EventSourceResponse(
-        stream.sent(first, events, waiting), ping=HEARTBEAT_SECONDS, sep="\n", headers={JOB_HEADER: job.id}
-    )

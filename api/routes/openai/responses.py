@@ -7,15 +7,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
-from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Owner
 from api.dependencies import ApiDep, ServicesDep, SubmitterDep
-from api.routes.jobs import HEARTBEAT_SECONDS
 from api.routes.openai.field_names import openai_names
-from api.routes.openai.first_text import first_text
 from api.routes.openai.job_header import JOB_HEADER
+from api.routes.openai.opened_stream import event_stream, opened_stream
 from api.routes.openai.response_answer import ResponseView, response_of
 from api.routes.openai.response_history import history_after, input_items, request_of
 from api.routes.openai.response_items import ItemView, read_items
@@ -65,7 +63,7 @@ async def create_response(
         if body.stream and not body.background:
             return await _streamed(body, request, waiting, job)
         if body.stream:
-            return _event_stream(ResponseStream(body, job).sent(waiting.events(), waiting), job)
+            return event_stream(ResponseStream(body, job).sent(waiting.events(), waiting), job)
         response.headers[JOB_HEADER] = job.id
         if not body.background:
             async with waiting.cancelled_if_abandoned():
@@ -92,21 +90,14 @@ def _spec(body: ResponseRequest, services: Services, owner: str) -> TextGenerati
 
 
 async def _streamed(body: ResponseRequest, request: Request, waiting: Waiting, job: Job) -> Response:
-    """The stream, opened at the first output: a job that fails before any is answered with its error's status."""
-    events = waiting.events()
-    async with waiting.cancelled_if_abandoned():
-        first = await while_connected(request, first_text(events, waiting))
+    """Opened at the first output."""
 
-    async def sent() -> AsyncIterator[object]:
+    async def sent(first: JobEvent | None, rest: AsyncIterator[JobEvent], waiting: Waiting) -> AsyncIterator[object]:
         async with waiting.cancelled_if_abandoned():
-            async for event in ResponseStream(body, job).sent(_joined(first, events), waiting):
+            async for event in ResponseStream(body, job).sent(_joined(first, rest), waiting):
                 yield event
 
-    return _event_stream(sent(), job)
-
-
-def _event_stream(events: AsyncIterator[object], job: Job) -> Response:
-    return EventSourceResponse(events, ping=HEARTBEAT_SECONDS, sep="\n", headers={JOB_HEADER: job.id})
+    return await opened_stream(sent, request, waiting, job)
 
 
 async def _joined(first: JobEvent | None, rest: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
@@ -137,9 +128,7 @@ async def get_response(
     if not stream:
         return response_of(body, job)
     waiting = Waiting(api, job, is_shared=True)
-    return _event_stream(
-        ResponseStream(body, job).sent(waiting.events(), waiting, starting_after=starting_after), job
-    )
+    return event_stream(ResponseStream(body, job).sent(waiting.events(), waiting, starting_after=starting_after), job)
 
 
 @router.post("/{response_id}/cancel")
