@@ -1,6 +1,5 @@
 """The golden rule for encoder adapters: mixed in one forward equals each alone in PEFT, on every architecture."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
+from tests.one_thread import one_thread  # noqa: F401 - pytest finds it here
 from tests.unit.encoders.adapter_folders import RECIPES, TARGETS, library_model, save_adapter, save_body
 from tests.unit.encoders.tiny_models import SENTENCES
 from worker.encoders.adapted_body import AdaptedBody, BodyOutput, BodyRow
@@ -23,15 +23,6 @@ TOLERANCE = 1e-5
 
 ADAPTER_OF = ("mood", None, "answers", "topic", "entities", "mood", None, "tags")
 """The adapter of each of SENTENCES."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """An encoder's adapters of other methods than LoRA: IA3, DoRA and AdaLoRA, mixed in one forward, equal PEFT alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PrefixTuningC
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from tandem.errors import InvalidRequest
+from tests.one_thread import one_thread  # noqa: F401 - pytest finds it here
 from tests.unit.encoders.adapter_folders import library_model, save_body
 from tests.unit.encoders.tiny_models import SENTENCES
 from worker.encoders.adapted_body import AdaptedBody, BodyRow
@@ -31,15 +31,6 @@ METHODS: dict[str, tuple[type[PeftConfig], dict[str, Any]]] = {
         {"target_modules": ["key", "value", "output.dense"], "feedforward_modules": ["output.dense"]},
     ),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from transformers import AutoModel, AutoTokenizer
 from tandem.errors import AdapterMismatch, InvalidRequest, PromptTooLong, UnsupportedTask
 from tandem.specs import ClassificationParameters, EmbeddingParameters
 from tandem.specs.encoders import SentencesToCompare, SimilarityParameters
+from tests.one_thread import one_thread  # noqa: F401 - pytest finds it here
 from tests.unit.encoders.adapter_folders import RECIPES, save_adapter, save_body
 from tests.unit.encoders.tiny_models import MAX_TOKENS, SENTENCES
 from worker.encoders import EncoderBatcher
@@ -50,15 +51,6 @@ METHODS: dict[str, Callable[[], PeftConfig]] = {
     "lokr": lambda: LoKrConfig(r=2, alpha=2, decompose_both=True, decompose_factor=4, target_modules=["value"]),
     "vera": lambda: VeraConfig(r=8, target_modules=["query", "value"], save_projection=True),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tests.one_thread import one_thread  # noqa: F401 - pytest finds it here
 from tests.unit.engine.tiny_models import VOCABULARY, Crowd
 from worker.engine.engine import Engine, Occupancy
 
@@ -14,15 +14,6 @@ TEXT = [
     "The quick brown fox jumps over the lazy dog. Grüße aus Zürich! 東京は日本の首都です。 🙂🙃",
     "Continuous batching keeps the device busy: whoever is done leaves, whoever waits comes in.",
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads, and OpenMP's waiting ones slow down whatever runs beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tandem.catalogue import CatalogueEntry
 from tandem.errors import Cancelled, InvalidRequest, UnsupportedTask
-from tandem.job import Job, JobState
-from tandem.job_store import Claim
 from tandem.specs import GenerationParameters, TextGenerationSpec, job_spec_adapter
+from tests.one_thread import one_thread  # noqa: F401 - pytest finds it here
 from tests.tiny_models import build, samples
+from tests.unit.worker.unqueued_attempt import UnqueuedAttempt
 from worker.attempt import Attempt
 from worker.batchers import Batchers
 from worker.encoders import EncoderBatcher
@@ -35,15 +35,6 @@ DRAWN = {"temperature": 1.5, "seed": 7, "max_new_tokens": 12}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("tiny-llama", tmp_path_factory.mktemp("tiny-llama"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads, and OpenMP's waiting ones slow down whatever runs beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def resident(folder: Path, *, by_engine: bool) -> ResidentModel:
@@ -80,22 +71,11 @@ def library(folder: Path) -> Iterator[ResidentModel]:
     made.close()
 
 
-class Events(Attempt):
-    """An attempt without a queue, whose events stay with it."""
+class Events(UnqueuedAttempt):
+    """An attempt whose events stay with it."""
 
     def __init__(self) -> None:
-        job = Job(
-            id="job-1",
-            kind="inference",
-            state=JobState.RUNNING,
-            owner="o",
-            model="tiny",
-            lane="inference.tiny",
-            spec={},
-            created_at=0.0,
-            sequence=1,
-        )
-        super().__init__(Claim(job, 1, None), NO_STORE, lambda _attempt: None)
+        super().__init__()
         self.texts: defaultdict[int | None, str] = defaultdict(str)
         """The streamed text, by the number of the choice."""
 

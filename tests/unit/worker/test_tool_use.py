@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from tandem.catalogue import CatalogueEntry
 from tandem.errors import InvalidRequest
-from tandem.job import Job, JobState
-from tandem.job_store import Claim
 from tandem.specs import TextGenerationSpec
+from tests.one_thread import one_thread  # noqa: F401 - pytest finds it here
 from tests.tiny_models import build, samples
+from tests.unit.worker.unqueued_attempt import UnqueuedAttempt
 from worker.attempt import Attempt
 from worker.batchers import Batchers
 from worker.engine.engine import Engine
@@ -58,15 +58,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("tiny-llama", tmp_path_factory.mktemp("tiny-llama"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads, and OpenMP's waiting ones slow down whatever runs beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[ResidentModel]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -104,22 +95,11 @@ def knows_tools(engine: ResidentModel) -> Iterator[PreTrainedTokenizerBase]:
     tokenizer.chat_template = before
 
 
-class Events(Attempt):
-    """An attempt without a queue, whose events stay with it."""
+class Events(UnqueuedAttempt):
+    """An attempt whose events stay with it."""
 
     def __init__(self) -> None:
-        job = Job(
-            id="job-1",
-            kind="inference",
-            state=JobState.RUNNING,
-            owner="o",
-            model="tiny",
-            lane="inference.tiny",
-            spec={},
-            created_at=0.0,
-            sequence=1,
-        )
-        super().__init__(Claim(job, 1, None), NO_STORE, lambda _attempt: None)
+        super().__init__()
         self.told: list[tuple[str, dict[str, Any]]] = []
 
     def report(self, event: str, data: dict[str, Any]) -> None:
