@@ -14,10 +14,11 @@ from typing import Any
 
 from tandem.adapters import AdapterManifest, AdapterStore, Served, adapter_id
 from tandem.artifacts import ArtifactStore
-from tandem.errors import Draining, Paused, UnknownArtifact
+from tandem.errors import Draining, InvalidRequest, Paused, UnknownArtifact
 from tandem.files import FileStore, StoredFile
 from tandem.specs import FineTuneSpec
 from tandem.specs.finetune import ENCODER_ADAPTER_TASKS, RESIDENT_TASK, TEXT_TO_TEXT, FineTuneTask
+from tandem.specs.methods import AdaLoraMethod, AnyMethod, LohaMethod, LoraMethod, VeraMethod
 from tandem.training_rows import RowFile, labels_of
 from worker.apart import ApartAdapter, read_served
 from worker.attempt import Attempt
@@ -80,6 +81,7 @@ class FineTuneRunner:
 
     def _train(self, attempt: Attempt, spec: FineTuneSpec, adapter: str, resident: ResidentModel) -> AdapterManifest:
         attempt.check()
+        self._refuse_unserved(spec)
         training, training_rows = self._rows(spec, spec.training_file, "training_file")
         validation, validation_rows = (
             (None, None)
@@ -170,6 +172,16 @@ class FineTuneRunner:
             for name, content in contents.items()
         }
 
+    def _refuse_unserved(self, spec: FineTuneSpec) -> None:
+        """Raises InvalidRequest for more ranks than a slot has, where nothing serves an adapter apart."""
+        rank = _rank(spec.method)
+        if spec.task in ENCODER_ADAPTER_TASKS and rank > self._adapter_rank:
+            raise InvalidRequest(
+                f"{spec.method.type} of rank {rank} could not be served: adapters for {spec.task} share batches, "
+                f"whose slots hold {self._adapter_rank}. Lower it, or raise TANDEM_ADAPTER_RANK.",
+                param="method",
+            )
+
     def _served(self, task: FineTuneTask, adapter: str, folder: Path, resident: ResidentModel) -> Served:
         """Encoders mix what they learn. The library's generate() serves encoder-decoders, one adapter at a time, and
         language models that the engine does not hold, without any."""
@@ -201,6 +213,19 @@ class FineTuneRunner:
             on_broken_row=spec.on_broken_row,
         )
         return file, rows
+
+
+def _rank(method: AnyMethod) -> int:
+    """The ranks that a layer's update takes in a slot; 0 where the method has none, or the layers' sizes decide."""
+    match method:
+        case LoraMethod() | VeraMethod():
+            return method.r
+        case AdaLoraMethod():
+            return method.init_r
+        case LohaMethod():
+            return method.r**2
+        case _:
+            return 0
 
 
 def _without_type(event: dict[str, Any]) -> dict[str, Any]:

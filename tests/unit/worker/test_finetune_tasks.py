@@ -14,7 +14,7 @@ import torch
 from tandem.adapters import AdapterManifest, AdapterStore
 from tandem.artifacts import ArtifactStore
 from tandem.catalogue import CatalogueEntry
-from tandem.errors import InvalidTrainingData
+from tandem.errors import InvalidRequest, InvalidTrainingData
 from tandem.files import FileStore
 from tandem.job_store import JobStore
 from tandem.settings import Settings
@@ -65,7 +65,9 @@ class Bench:
         )
         return file.id
 
-    def run(self, task: FineTuneTask, training: list[Any], validation: list[Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, task: FineTuneTask, training: list[Any], validation: list[Any] | None = None, **more: Any
+    ) -> dict[str, Any]:
         spec = {
             "kind": "finetune",
             "task": task,
@@ -73,6 +75,7 @@ class Bench:
             "training_file": self.upload(training),
             "validation_file": None if validation is None else self.upload(validation),
             "hyperparameters": {"max_steps": 2, "batch_size": 4},
+            **more,
         }
         return self._run(cast("Attempt", StandInAttempt(spec, f"job_{task}")))
 
@@ -127,3 +130,12 @@ def test_rows_of_another_task_fail_the_job_by_line(bench: Bench) -> None:
     """As they do when the job is submitted, for a file that was put there behind its back."""
     with pytest.raises(InvalidTrainingData, match="line 1: has no `text`; a row for text-classification is"):
         bench.run("text-classification", lines("token-classification"))
+
+
+@pytest.mark.parametrize("method", [{"type": "lora", "r": 65}, {"type": "loha", "r": 9}, {"type": "vera", "r": 128}])
+def test_a_rank_that_no_slot_holds_is_refused_before_the_training(bench: Bench, method: dict[str, Any]) -> None:
+    """Symptom: such an adapter was trained, said to be served in the batch, and refused by each job that named it.
+    Cause: only the batch looked at its slots' rank, and encoders serve no adapter apart. Fix: the training looks."""
+    with pytest.raises(InvalidRequest, match=r"slots hold 64\. Lower it") as raised:
+        bench.run("text-classification", lines("text-classification"), method=method)
+    assert raised.value.param == "method"
