@@ -11,10 +11,25 @@ from tests.integration.api.api_server import client_of, serving, settings_for
 from tests.integration.api.stand_in_worker import StandInWorker
 from tests.valkey_server import ValkeyServer
 
+# A queue of this folder's own: an API process drives the batches and delivers the webhooks of whatever queue it
+# serves, also those that the tests of other folders put into the session's shared one.
+
 
 @pytest.fixture(scope="session")
-def api_settings(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> ApiSettings:
-    return settings_for(shared_valkey.url, tmp_path_factory.mktemp("artifacts"))
+def valkey() -> Iterator[ValkeyServer]:
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_url(valkey: ValkeyServer) -> str:
+    valkey.flush()
+    return valkey.url
+
+
+@pytest.fixture(scope="session")
+def api_settings(valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> ApiSettings:
+    return settings_for(valkey.url, tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="session")

@@ -63,19 +63,13 @@ def hook() -> Iterator[Hook]:
         yield Hook(receiver)
 
 
-# A queue of this module's own: every API process delivers what is due in its queue, by its own rules.
+# A queue of this module's own, for an API with rules of its own.
 
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[ValkeyServer]:
     with ValkeyServer() as server:
         yield server
-
-
-@pytest.fixture
-def valkey_url(valkey: ValkeyServer) -> str:
-    valkey.flush()
-    return valkey.url
 
 
 @pytest.fixture(scope="module")
