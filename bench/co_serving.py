@@ -31,8 +31,10 @@ from worker.training.turns import Turns
 FILE = Path("bench-co-serving.json")
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "co-serving-dial.svg"
 ADAPTERS = 8
-SLOT_TOKENS = 1024
+SLOT_TOKENS = 2048
 """More than any stream has here."""
+USUAL_DIAL = 1.5
+"""The setting whose amount is measured where there is no dial."""
 STOPPED = "serving stopped to train"
 TWO = "two processes, two copies"
 
@@ -67,10 +69,10 @@ def through_the_service(amount: Amount, folders: list[Path]) -> tuple[dict[str, 
         with service(folders, quiet_environment(dial)) as measured:
             if trained_alone is None:
                 trained_alone = alone["training_tokens_per_second"] = _train_alone(measured, amount)
-            results[_name(dial)] = _together(measured, amount, trained_alone)
+            results[_name(dial)] = _together(measured, amount.at(dial), trained_alone)
     assert trained_alone is not None, "there is a dial"
     with two_processes(folders) as measured:
-        results[TWO] = _together(measured, amount, trained_alone)
+        results[TWO] = _together(measured, amount.at(USUAL_DIAL), trained_alone)
     return results, alone
 
 
@@ -97,7 +99,6 @@ def in_process(amount: Amount, folders: list[Path]) -> dict[str, Result]:
     adapters = [read_adapter(str(folder), folder, resident.model) for folder in folders]
     serve_and_train.as_in_a_worker()
     turns = Turns()
-    alone, _, _ = Streams(resident, adapters, turns).decode(amount)
     with training(resident, turns, amount) as trained:
         started = time.perf_counter()
         trained.wait_for(amount.alone_steps)
@@ -105,8 +106,9 @@ def in_process(amount: Amount, folders: list[Path]) -> dict[str, Result]:
     results = {}
     for dial in amount.dials:
         turns = Turns(pace=TurnController(LatencyTarget(dial)))
+        alone, _, _ = Streams(resident, adapters, turns).decode(amount.at(dial))
         with training(resident, turns, amount) as trained:
-            both, since, until = Streams(resident, adapters, turns).decode(amount)
+            both, since, until = Streams(resident, adapters, turns).decode(amount.at(dial))
             share = trained.rate(amount, since, until) / trained_alone
         results[_name(dial)] = compare(both, alone, share, same_texts=both.same_texts(alone))
         print(f"  {results[_name(dial)]}", flush=True)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,24 @@ class Amount:
     settle_steps: int
     """Tokens of each stream before those that count: the controller finds its quantum meanwhile."""
     steps: int
-    """Tokens of each stream that count."""
+    """Tokens of each stream that count where training may have all the time; `at` has more."""
     alone_steps: int
     """Of training with nothing served."""
     rows_a_step: int
     """Rows of ROW_TOKENS in a micro-batch, which is an optimizer step."""
+
+    def at(self, dial: float) -> "Amount":
+        """As long as it takes for the part of the time that the dial leaves to a training to be always the same: at a
+        strict setting a step of it takes many seconds."""
+        return replace(self, steps=round(self.steps * dial / (dial - 1)))
 
     @property
     def tokens_a_step(self) -> int:
         return self.rows_a_step * ROW_TOKENS
 
 
-FULL = Amount(dials=(1.2, 1.35, 1.5, 2.0, 3.0), settle_steps=120, steps=300, alone_steps=12, rows_a_step=4)
-QUICK = Amount(dials=(1.5,), settle_steps=10, steps=100, alone_steps=3, rows_a_step=1)
+FULL = Amount(dials=(1.2, 1.35, 1.5, 2.0, 3.0), settle_steps=120, steps=200, alone_steps=12, rows_a_step=4)
+QUICK = Amount(dials=(1.5,), settle_steps=10, steps=40, alone_steps=3, rows_a_step=1)
 
 
 @dataclass(slots=True)

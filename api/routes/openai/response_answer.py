@@ -1,4 +1,7 @@
-"""OpenAI's response, made of a request and its job's result. Pure: batches make their rows' bodies of it too."""
+"""OpenAI's response, made of a request and its job's result. Pure: batches make their rows' bodies of it too.
+
+It has what the Open Responses specification (openresponses.org) demands of one besides.
+"""
 
 from typing import Any, Literal
 
@@ -84,11 +87,12 @@ class ResponseView(BaseModel):
 
     id: str
     object: Literal["response"] = "response"
-    created_at: float
-    completed_at: float | None = None
+    created_at: int
+    completed_at: int | None = None
     status: ResponseStatus
     background: bool
     error: ResponseErrorView | None = None
+    frequency_penalty: float
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     max_output_tokens: int | None
@@ -97,6 +101,7 @@ class ResponseView(BaseModel):
     model: str
     output: list[OutputItemView] = []
     parallel_tool_calls: bool
+    presence_penalty: float
     previous_response_id: str | None
     prompt_cache_key: str | None
     prompt_cache_retention: Literal["in_memory", "24h"] | None
@@ -119,12 +124,14 @@ class ResponseView(BaseModel):
         """A response without an output yet: all that its request says of it. `created` in seconds since the epoch."""
         echoed = (
             "background",
+            "frequency_penalty",
             "instructions",
             "max_output_tokens",
             "max_tool_calls",
             "metadata",
             "model",
             "parallel_tool_calls",
+            "presence_penalty",
             "previous_response_id",
             "prompt_cache_key",
             "prompt_cache_retention",
@@ -154,7 +161,7 @@ class ResponseView(BaseModel):
             update={
                 "status": "incomplete" if is_cut else "completed",
                 "incomplete_details": IncompleteDetails() if is_cut else None,
-                "completed_at": None if is_cut else ended,
+                "completed_at": None if is_cut or ended is None else int(ended),
                 "output": output_items(result, self.id),
                 "usage": ResponseUsage.of(result),
             }

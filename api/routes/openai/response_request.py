@@ -130,6 +130,9 @@ class ResponseRequest(NullableSpec):
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     """OpenAI's default; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    # Open Responses has these two, OpenAI's own requests for responses do not.
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Same seed, same text (OpenAI's API has none here: send it through `extra_body`)."""
     text: TextOptions = TextOptions()
@@ -186,6 +189,8 @@ class ResponseRequest(NullableSpec):
             max_new_tokens=self.max_output_tokens or DEFAULT_MAX_TOKENS,
             temperature=self.temperature,
             top_p=self.top_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             seed=self.seed,
             logprobs=LOGPROBS in self.include,
             top_logprobs=self.top_logprobs,

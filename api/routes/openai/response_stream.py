@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 from sse_starlette import ServerSentEvent
 
+from api.errors import error_type
 from api.routes.openai.chat_answer import texts_of
 from api.routes.openai.field_names import renamed
 from api.routes.openai.response_answer import (
@@ -83,7 +84,9 @@ class ResponseStream:
                 yield told
         except TandemError as error:
             error = renamed(error, "input", FIELD_NAMES)
-            yield self._event("error", code=error.code, message=error.message, param=error.param)
+            told = {"code": error.code, "message": error.message, "param": error.param}
+            # OpenAI has the fields in the event itself, Open Responses in an object of it.
+            yield self._event("error", **told, error={"type": error_type(error.status), **told})
 
     def _event(self, type: str, **fields: Any) -> Event:  # noqa: A002 - OpenAI's name
         event = {"type": type, "sequence_number": self._number, **fields}

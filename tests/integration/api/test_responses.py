@@ -108,6 +108,16 @@ def test_what_is_asked_comes_back_and_reaches_the_job(sdk: openai.OpenAI, worker
     assert spec["parameters"]["response_format"]["json_schema"]["schema"] == schema
 
 
+def test_what_open_responses_demands_is_there(sdk: openai.OpenAI, worker: StandInWorker) -> None:
+    """The specification of openresponses.org has fields that OpenAI's client does not know, and whole seconds."""
+    response, spec = answer(sdk, worker, generated("Hello to you"), extra_body={"presence_penalty": 0.5})
+    told = response.to_dict()
+    assert (told["presence_penalty"], told["frequency_penalty"], told["top_logprobs"]) == (0.5, 0.0, 0)
+    assert isinstance(response.completed_at, float)
+    assert response.completed_at.is_integer()
+    assert spec["parameters"]["presence_penalty"] == 0.5
+
+
 def test_log_probabilities_come_if_they_are_included(sdk: openai.OpenAI, worker: StandInWorker) -> None:
     token = {"token": "yes", "id": 5, "logprob": -0.5, "bytes": [121, 101, 115]}
     result = {**generated("yes"), "logprobs": [{**token, "top_logprobs": [token]}]}
