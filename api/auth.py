@@ -1,6 +1,6 @@
 """The bearer key, checked before anything of a request's body is read."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
@@ -8,9 +8,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.body_limit import refuse
-from api.errors import error_response
+from api.errors import ErrorBody, error_body, error_response
 from tandem.api_keys import ApiKey, ApiKeys
-from tandem.errors import AuthenticationFailed
+from tandem.errors import AuthenticationFailed, Forbidden
 
 PROTECTED = ("/v1", "/hf", "/metrics")
 
@@ -62,3 +62,28 @@ async def _key(request: Request) -> ApiKey:
 
 Key = Annotated[ApiKey, Depends(_key)]
 """The key that the request was sent with: its owner, share and limit."""
+
+
+async def _reach(key: Key) -> str | None:
+    return key.reach
+
+
+Reach = Annotated[str | None, Depends(_reach)]
+"""Whose things there are to the request: one owner's, or everybody's (None). Every look into a store is given it."""
+
+
+async def _check_operator(key: Key) -> None:
+    if not key.operator:
+        raise Forbidden()
+
+
+OPERATORS_ONLY = Depends(_check_operator)
+"""Of routes that concern all owners together."""
+FORBIDDEN: dict[int | str, dict[str, Any]] = {
+    Forbidden.status: {
+        "model": ErrorBody,
+        "description": "It needs an operator's key",
+        "content": {"application/json": {"example": error_body(Forbidden()).model_dump()}},
+    }
+}
+"""What they answer to the others, for the OpenAPI document."""

@@ -77,6 +77,7 @@ class Submitter:
             return self.api.services.submission.submit(
                 spec,
                 owner=self.key.owner,
+                reach=self.key.reach,
                 share=Share(self.key.weight, self.key.max_queued),
                 idempotency_key=self.idempotency_key,
             )

@@ -45,10 +45,12 @@ class AdapterUpload(Spec):
     """A word of yours in the adapter's id: `ft:<base>:<owner>:<suffix>:<number>`."""
 
 
-def import_adapter(services: Services, upload: AdapterUpload, *, owner: str, limit: int) -> AdapterManifest:
+def import_adapter(
+    services: Services, upload: AdapterUpload, *, owner: str, reach: str | None = None, limit: int
+) -> AdapterManifest:
     """Check an uploaded PEFT folder, and publish it. The same content under the same names is the same adapter.
 
-    `limit` is in bytes, of the unpacked weights.
+    `reach`: whose files there are to it; None: everybody's. `limit` is in bytes, of the unpacked weights.
 
     Raises:
         UnknownFile, UnknownModel: there is no such file or base.
@@ -57,7 +59,7 @@ def import_adapter(services: Services, upload: AdapterUpload, *, owner: str, lim
         AdapterMismatch: it was trained on another base model.
         Conflict: an adapter with other content has its id.
     """
-    file = services.files.get(upload.file, param="file")
+    file = services.files.get(upload.file, owner=reach, param="file")
     if file.purpose != PURPOSE:
         raise InvalidRequest(
             f"`file` {file.id} was uploaded for {file.purpose!r}; upload it with purpose {PURPOSE!r}", param="file"

@@ -2,7 +2,8 @@
 
 Most are published by the jobs that train them; adapter_import.py publishes those that were trained elsewhere.
 
-Keys: `tandem:adapter:<id>` the manifest (JSON); `tandem:adapters` sorted set of ids by creation (seconds).
+Keys: `tandem:adapter:<id>` the manifest (JSON); `tandem:adapters` sorted set of ids by creation (seconds);
+`tandem:pinned-adapters` hash of the ids of pinned adapters to their bases.
 """
 
 import io
@@ -15,13 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import Buffer
 
 from tandem.artifacts import Artifact, ArtifactStore
-from tandem.errors import UnknownAdapter
+from tandem.errors import InvalidRequest, UnknownAdapter
 from tandem.function_library import PREFIX
 from tandem.job_store import JobStore
 from tandem.specs import Task
 from tandem.specs.finetune import EMBEDDING, TEXT_TO_TEXT
 from tandem.specs.methods import Method
 
+PINNED = f"{PREFIX}pinned-adapters"
 FOLDER = "adapters"
 """Where the manifests are published in the artifact store."""
 
@@ -130,20 +132,21 @@ class AdapterStore:
         content = self._artifacts.published(_document(adapter))
         return None if content is None else AdapterManifest.model_validate_json(content)
 
-    def get(self, adapter: str, *, param: str = "adapter") -> AdapterManifest:
-        """Raises UnknownAdapter."""
+    def get(self, adapter: str, *, owner: str | None = None, param: str = "adapter") -> AdapterManifest:
+        """Raises UnknownAdapter; with `owner`, also for another owner's."""
         with self._guard():
             record = self._redis.get(f"{PREFIX}adapter:{adapter}")
-        if record is None:
+        if record is None or owner not in (None, (manifest := AdapterManifest.model_validate_json(record)).owner):
             raise UnknownAdapter(f"there is no adapter {adapter!r}; GET /v1/adapters lists them", param=param)
-        return AdapterManifest.model_validate_json(record)
+        return manifest
 
-    def list(self) -> list[AdapterManifest]:
-        """Every adapter, newest first."""
+    def list(self, *, owner: str | None = None) -> list[AdapterManifest]:
+        """Every adapter, or an owner's, newest first."""
         with self._guard():
             ids = self._redis.zrange(f"{PREFIX}adapters", 0, -1, desc=True)
             records = self._redis.mget([f"{PREFIX}adapter:{adapter}" for adapter in ids]) if ids else []
-        return [AdapterManifest.model_validate_json(record) for record in records if record]
+        manifests = [AdapterManifest.model_validate_json(record) for record in records if record]
+        return [manifest for manifest in manifests if owner in (None, manifest.owner)]
 
     def fetch(self, manifest: AdapterManifest, folder: Path) -> None:
         """Write the PEFT folder, loadable with `PeftModel.from_pretrained`."""
@@ -166,12 +169,39 @@ class AdapterStore:
             archive.writestr("tandem_manifest.json", manifest.model_dump_json(indent=2))
         yield pieces.take()
 
-    def delete(self, adapter: str, *, param: str = "adapter") -> None:
+    def pin(self, manifest: AdapterManifest, *, slots: int | None) -> None:
+        """Let an adapter keep its slot on every worker, from its first use there on. Pinned already: it stays so.
+
+        `slots`: what the smallest worker has; None: not known. Raises InvalidRequest if they are pinned but for one.
+        """
+        others = self.pinned(manifest.base) - {manifest.id}
+        if slots is not None and len(others) >= slots - 1:
+            raise InvalidRequest(
+                f"{len(others)} adapters of {manifest.base} are pinned, and a worker has {slots} slots for adapters "
+                "(TANDEM_ADAPTER_SLOTS), of which one must be left to all others; unpin one first",
+                param="adapter",
+            )
+        with self._guard():
+            self._redis.hset(PINNED, manifest.id, manifest.base)
+
+    def unpin(self, adapter: str) -> None:
+        """Let an adapter leave its slot as others do; of one that is not pinned nothing changes."""
+        with self._guard():
+            self._redis.hdel(PINNED, adapter)
+
+    def pinned(self, base: str | None = None) -> frozenset[str]:
+        """The ids of the pinned adapters, or of those of one base."""
+        with self._guard():
+            pinned = self._redis.hgetall(PINNED)
+        return frozenset(adapter for adapter, of_base in pinned.items() if base in (None, of_base))
+
+    def delete(self, adapter: str, *, owner: str | None = None, param: str = "adapter") -> None:
         """Withdraw an adapter: no new job may name it. Raises UnknownAdapter."""
-        self.get(adapter, param=param)
+        self.get(adapter, owner=owner, param=param)
         with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(f"{PREFIX}adapter:{adapter}")
             pipe.zrem(f"{PREFIX}adapters", adapter)
+            pipe.hdel(PINNED, adapter)
             pipe.execute()
         self._artifacts.retract(_document(adapter))
 

@@ -3,10 +3,15 @@
 The file is TOML with one table a key; `tandem keys` edits it, and so may a person:
 
     [[keys]]
-    name = "team-a"      # the owner of what is sent with this key
+    name = "ann"
+    owner = "team-a"     # whose is what is made with this key; by default the key's name
     sha256 = "9f86d0…"   # of the key: the file lets nobody in who reads it
-    weight = 2.0         # share of the devices beside the other keys; 1 by default
-    max_queued = 10000   # queued jobs of this key at once; no limit by default
+    operator = false     # whether it reaches what is anybody's, and the service's own routes
+    weight = 2.0         # the owner's share of the devices beside other owners; 1 by default
+    max_queued = 10000   # queued jobs of the owner at once; no limit by default
+
+What a key makes is its owner's, and for keys of other owners it does not exist; only an operator's key reaches all
+(`ApiKey.reach`, which the stores are asked with).
 """
 
 import hashlib
@@ -42,10 +47,17 @@ class ApiKey(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     owner: OwnerName
+    operator: bool = False
+    """Whether it reaches what is anybody's, and may hold back the service."""
     weight: Weight = 1.0
     """Share of the devices, relative to the weights of the other keys that have work waiting."""
     max_queued: MaxQueued | None = None
     """Queued jobs at once; None sets no limit of its own."""
+
+    @property
+    def reach(self) -> str | None:
+        """Whose things there are to it: its owner's, or everybody's (None)."""
+        return None if self.operator else self.owner
 
 
 class KeyEntry(BaseModel):
@@ -54,12 +66,16 @@ class KeyEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: OwnerName
+    owner: OwnerName | None = None
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    operator: bool = False
     weight: Weight = 1.0
     max_queued: MaxQueued | None = None
 
     def as_key(self) -> ApiKey:
-        return ApiKey(owner=self.name, weight=self.weight, max_queued=self.max_queued)
+        return ApiKey(
+            owner=self.owner or self.name, operator=self.operator, weight=self.weight, max_queued=self.max_queued
+        )
 
 
 class _KeysDocument(BaseModel):
@@ -88,6 +104,11 @@ def parse_keys(text: str, path: Path) -> list[KeyEntry]:
         repeated = next((value for value in values if values.count(value) > 1), None)
         if repeated is not None:
             raise _faulty(path, f"two keys have the {field} {repeated!r}; remove one of them")
+    firsts: dict[str, ApiKey] = {}
+    for key in (entry.as_key() for entry in entries):
+        known = firsts.setdefault(key.owner, key)
+        if (known.weight, known.max_queued) != (key.weight, key.max_queued):
+            raise _faulty(path, f"the keys of owner {key.owner!r} must have one `weight` and one `max_queued`")
     return entries
 
 
@@ -110,7 +131,7 @@ class ApiKeys:
 
     def __init__(self, single: str | None, path: Path | None) -> None:
         """Use `load`. Raises ConfigurationError for a file that cannot be used."""
-        self._single = {} if single is None else {digest_of(single): ApiKey(owner=DEFAULT_OWNER)}
+        self._single = {} if single is None else {digest_of(single): ApiKey(owner=DEFAULT_OWNER, operator=True)}
         self._path = path
         self._reading = _Reading(None, {}) if path is None else self._read(path)
 
@@ -160,7 +181,7 @@ class ApiKeys:
         except (OSError, UnicodeDecodeError) as error:
             raise _faulty(path, f"it cannot be read ({error}); `tandem keys new NAME` makes it") from error
         keys = {entry.sha256: entry.as_key() for entry in entries}
-        if self._single and any(entry.name == DEFAULT_OWNER for entry in entries):
+        if self._single and any(entry.as_key().owner == DEFAULT_OWNER for entry in entries):
             raise _faulty(path, f"{DEFAULT_OWNER!r} is the owner of TANDEM_API_KEY; unset that, or rename the entry")
         if self._single.keys() & keys.keys():
             raise _faulty(path, "one of its keys is TANDEM_API_KEY; unset that, or remove the entry")

@@ -32,14 +32,29 @@ class KeysFile:
         """Raises ConfigurationError if the file is faulty."""
         return parse_keys(self._text(), self.path)
 
-    def add(self, name: str, *, weight: float = 1.0, max_queued: int | None = None) -> str:
-        """Make a key and append its entry. Answers the key, which is kept nowhere.
+    def add(
+        self,
+        name: str,
+        *,
+        owner: str | None = None,
+        operator: bool = False,
+        weight: float = 1.0,
+        max_queued: int | None = None,
+    ) -> str:
+        """Make a key and append its entry; its owner is its name by default. Answers the key, which is kept nowhere.
 
         Raises Conflict if the name is taken, ConfigurationError for a value out of its limits or a faulty file.
         """
         key = f"tandem-{secrets.token_hex(KEY_BYTES)}"
         try:
-            entry = KeyEntry(name=name, sha256=digest_of(key), weight=weight, max_queued=max_queued)
+            entry = KeyEntry(
+                name=name,
+                owner=owner,
+                sha256=digest_of(key),
+                operator=operator,
+                weight=weight,
+                max_queued=max_queued,
+            )
         except ValidationError as error:
             first = error.errors()[0]
             param = str(first["loc"][0])

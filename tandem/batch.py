@@ -56,6 +56,8 @@ class Batch(_Record):
     weight: float = 1.0
     max_queued: int | None = None
     """What the API key of its owner was allowed when it was made: its shards are submitted in the owner's name."""
+    operator: bool = False
+    """Whether it was an operator's: its rows may name what is another owner's."""
     endpoint: BatchEndpoint
     input_file_id: str
     input_digest: str

@@ -52,6 +52,7 @@ class BatchStore:
         *,
         owner: str,
         share: Share,
+        operator: bool = False,
         endpoint: BatchEndpoint,
         file: StoredFile,
         completion_window: str,
@@ -70,6 +71,7 @@ class BatchStore:
             owner=owner,
             weight=share.weight,
             max_queued=share.max_queued,
+            operator=operator,
             endpoint=endpoint,
             input_file_id=file.id,
             input_digest=file.digest,
@@ -84,17 +86,19 @@ class BatchStore:
             pass  # each time around, another request with this key was recorded or forgotten
         return stored
 
-    def get(self, batch_id: str, owner: str) -> Batch:
+    # To the next three, `owner` is whose batches there are; None: everybody's.
+
+    def get(self, batch_id: str, owner: str | None) -> Batch:
         """Raises UnknownBatch, also for another owner's."""
         with self._guard():
             record = self._redis.get(_record_key(batch_id))
-        if record is None or (batch := Batch.model_validate_json(record)).owner != owner:
+        if record is None or owner not in (None, (batch := Batch.model_validate_json(record)).owner):
             raise _unknown(batch_id)
         return batch
 
-    def list(self, owner: str, *, after: str | None = None, limit: int = 20) -> Sequence[Batch]:
-        """An owner's batches, newest first, from behind the batch `after` on. Raises UnknownBatch for that one."""
-        index = f"{ALL}:{owner}"
+    def list(self, owner: str | None, *, after: str | None = None, limit: int = 20) -> Sequence[Batch]:
+        """Batches, newest first, from behind the batch `after` on. Raises UnknownBatch for that one."""
+        index = ALL if owner is None else f"{ALL}:{owner}"
         found: list[Batch] = []
         with self._guard():
             rank = -1 if after is None else self._redis.zrevrank(index, after)
@@ -107,7 +111,7 @@ class BatchStore:
                 break
         return found
 
-    def cancel(self, batch_id: str, owner: str) -> Batch:
+    def cancel(self, batch_id: str, owner: str | None) -> Batch:
         """Ask that a batch ends with what it has done; asked again it stays as it is.
 
         Raises UnknownBatch, Conflict if it has ended otherwise, or is about to.

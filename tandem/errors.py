@@ -81,6 +81,13 @@ class AuthenticationFailed(TandemError):
     status = 401
 
 
+class Forbidden(TandemError):
+    """This needs an operator's key: TANDEM_API_KEY, or one that was made with `tandem keys new NAME --operator`."""
+
+    code = "forbidden"
+    status = 403
+
+
 class NotFound(TandemError):
     """There is no such thing here."""
 
@@ -168,6 +175,14 @@ class QueueUnavailable(TandemError):
     """The queue's Redis server does not answer; try again (with an Idempotency-Key, if something is to be made)."""
 
     code = "queue_unavailable"
+    status = 503
+    retryable = True
+
+
+class TooManyRequests(TandemError):
+    """This API process holds as many open requests as it can; try again later."""
+
+    code = "too_many_requests"
     status = 503
     retryable = True
 

@@ -102,13 +102,13 @@ class FileStore:
                 return None
         return file
 
-    def get(self, file_id: str, *, param: str = "file_id") -> StoredFile:
-        """Raises UnknownFile, also for one that has expired."""
+    def get(self, file_id: str, *, owner: str | None = None, param: str = "file_id") -> StoredFile:
+        """Raises UnknownFile, also for one that has expired; with `owner`, also for another owner's."""
         with self._guard():
             record = self._redis.get(f"{PREFIX}file:{file_id}")
-        if record is None:
+        if record is None or owner not in (None, (file := StoredFile.model_validate_json(record)).owner):
             raise UnknownFile(f"there is no file {file_id!r}; upload it by POST /v1/files", param=param)
-        return StoredFile.model_validate_json(record)
+        return file
 
     def content(self, file: StoredFile, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes from `start` up to but not including `end`, piece by piece. Raises UnknownArtifact."""
@@ -117,16 +117,19 @@ class FileStore:
     def list(
         self,
         *,
+        owner: str | None = None,
         purpose: StoredPurpose | None = None,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
         limit: int | None = None,
     ) -> list[StoredFile]:
-        """Files by their time of creation, newest first by default, from behind the file `after` on.
+        """Files, or an owner's, by their time of creation, newest first by default, from behind the file `after` on.
 
         Raises UnknownFile if `after` is not in the list.
         """
         newest_first = order == "desc"
+        if owner is not None and after is not None:
+            self.get(after, owner=owner, param="after")
         with self._guard():
             start = 0
             if after is not None:
@@ -136,12 +139,12 @@ class FileStore:
                 start = rank + 1
             # All ids at once: paging by rank would miss one when another is deleted meanwhile.
             ids = self._redis.zrange(f"{PREFIX}files", start, -1, desc=newest_first)
-        found = (file for file in self._read(ids) if purpose is None or file.purpose == purpose)
+        found = (file for file in self._read(ids) if purpose in (None, file.purpose) and owner in (None, file.owner))
         return list(islice(found, limit))
 
-    def delete(self, file_id: str) -> None:
+    def delete(self, file_id: str, *, owner: str | None = None) -> None:
         """Forget a file. Its content may be another file's too, so the blob stays. Raises UnknownFile."""
-        self.get(file_id)
+        self.get(file_id, owner=owner)
         self._forget(file_id)
 
     def forget_expired(self) -> int:

@@ -9,7 +9,7 @@ import redis
 
 PREFIX = "tandem:"
 """Of every key of ours; Celery's own have none."""
-LIBRARY = "tandem_2"
+LIBRARY = "tandem_3"
 """Its name on the server; the version changes with the keys or the calls."""
 SOURCES = (
     "record",

@@ -51,13 +51,13 @@ class JobReader:
         """Around every call of this store's server, and of the stores beside it."""
         self._artifacts = artifacts
 
-    def get(self, job_id: str) -> Job:
-        """The job's record. Raises UnknownJob."""
+    def get(self, job_id: str, *, owner: str | None = None) -> Job:
+        """The job's record. Raises UnknownJob; with `owner`, also for another owner's."""
         with self.guard(), self.redis.pipeline(transaction=True) as pipe:
             pipe.get(f"{PREFIX}spec:{job_id}")
             pipe.hgetall(f"{PREFIX}job:{job_id}")
             spec, fields = pipe.execute()
-        if not fields:
+        if not fields or owner not in (None, fields["owner"]):
             raise unknown_job(job_id)
         return self._read(spec, fields)
 
@@ -67,43 +67,45 @@ class JobReader:
         state: JobState | None = None,
         kind: JobKind | None = None,
         model: str | None = None,
+        owner: str | None = None,
         after: int | None = None,
         limit: int = 20,
     ) -> list[Job]:
         """Jobs, newest first, that match every filter given; `after` is the last one's `sequence`."""
-        index = "jobs"
-        if state:
-            index = f"jobs:state:{state}"
-        elif model:
-            index = f"jobs:model:{model}"
-        elif kind:
-            index = f"jobs:kind:{kind}"
+        wanted = {"state": state, "kind": kind, "model": model, "owner": owner}
+        index = self._shortest([f"jobs:{name}:{value}" for name, value in wanted.items() if value] or ["jobs"])
         found: list[Job] = []
         upper = "+inf" if after is None else f"({after}"
         while len(found) < limit:
             chunk, upper = self._chunk(index, upper)
             if not chunk:
                 break
-            for job in chunk:
-                if (state and job.state != state) or (kind and job.kind != kind):
-                    continue
-                if model and job.model != model:
-                    continue
-                found.append(job)
+            found += [
+                job for job in chunk if all(getattr(job, name) == value for name, value in wanted.items() if value)
+            ]
         return found[:limit]
 
-    def dead_letters(self, *, after: str | None = None, limit: int = 20) -> Sequence[Job]:
+    def dead_letters(self, *, owner: str | None = None, after: str | None = None, limit: int = 20) -> Sequence[Job]:
         """Jobs whose attempts are used up and that nobody has requeued, the latest death first."""
         start = 0
-        with self.guard():
-            if after is not None:
+        if after is not None:
+            if owner is not None:
+                self.get(after, owner=owner)
+            with self.guard():
                 rank = self.redis.zrevrank(f"{PREFIX}dead", after)
-                if rank is None:
-                    raise UnknownJob(f"`after` names {after!r}, which is no dead letter", param="after")
-                start = rank + 1
+            if rank is None:
+                raise UnknownJob(f"`after` names {after!r}, which is no dead letter", param="after")
+            start = rank + 1
+        found: list[Job] = []
+        while len(found) < limit:
             # By rank: one sweep buries many in the same millisecond.
-            ids = self.redis.zrange(f"{PREFIX}dead", start, start + limit - 1, desc=True)
-        return self.many(ids)
+            with self.guard():
+                ids = self.redis.zrange(f"{PREFIX}dead", start, start + limit - 1, desc=True)
+            if not ids:
+                break
+            found += [job for job in self.many(ids) if owner in (None, job.owner)]
+            start += len(ids)
+        return found[:limit]
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
@@ -174,6 +176,16 @@ class JobReader:
         """Raises QueueUnavailable if the server does not answer."""
         with self.guard():
             self.redis.ping()
+
+    def _shortest(self, indexes: Sequence[str]) -> str:
+        """The index with the fewest jobs: what the others demand is looked for in their records."""
+        if len(indexes) == 1:
+            return indexes[0]
+        with self.guard(), self.redis.pipeline(transaction=False) as pipe:
+            for index in indexes:
+                pipe.zcard(f"{PREFIX}{index}")
+            sizes = dict(zip(indexes, pipe.execute(), strict=True))
+        return min(indexes, key=sizes.__getitem__)
 
     def _chunk(self, index: str, upper: str) -> tuple[Sequence[Job], str]:
         with self.guard():

@@ -200,17 +200,19 @@ class JobStore(JobUpkeep):
         """Give back a job that failed for a passing reason, to be claimed after the delay. Raises Superseded."""
         self._release(job_id, fence, milliseconds(delay_seconds), failure.model_dump_json())
 
-    def cancel(self, job_id: str) -> Job:
+    # With `owner`, another owner's job is an UnknownJob to the next four.
+
+    def cancel(self, job_id: str, *, owner: str | None = None) -> Job:
         """Cancel a queued job at once, ask a running one to stop; an ended one stays as it is. Raises UnknownJob."""
-        return self._told("cancel", job_id)
+        return self._told("cancel", job_id, owner)
 
-    def pause(self, job_id: str) -> Job:
+    def pause(self, job_id: str, *, owner: str | None = None) -> Job:
         """Hold a queued job back; a running one is given back, and held. An ended one stays. Raises UnknownJob."""
-        return self._told("pause", job_id)
+        return self._told("pause", job_id, owner)
 
-    def resume(self, job_id: str) -> Job:
+    def resume(self, job_id: str, *, owner: str | None = None) -> Job:
         """Let a paused job go on. Raises UnknownJob."""
-        return self._told("resume", job_id)
+        return self._told("resume", job_id, owner)
 
     def pause_lane(self, lane: str = SERVICE) -> None:
         """Let no more jobs of a lane, or of the whole service, be claimed; running ones go on, new ones queue."""
@@ -219,12 +221,12 @@ class JobStore(JobUpkeep):
     def resume_lane(self, lane: str = SERVICE) -> None:
         self._functions.call("resume_lane", lane)
 
-    def requeue_dead(self, job_id: str) -> Submitted:
+    def requeue_dead(self, job_id: str, *, owner: str | None = None) -> Submitted:
         """A dead letter's work as a new job; the old one keeps its end. Asked again, it answers with the same job.
 
         Raises UnknownJob, Conflict if the job is no dead letter, QueueFull.
         """
-        lane = self.get(job_id).lane
+        lane = self.get(job_id, owner=owner).lane
         with self.guard():
             if digest := reference(self.redis.get(f"{PREFIX}spec:{job_id}")):
                 # The new record will refer to it as well: young, no collector takes it meanwhile.
@@ -237,7 +239,9 @@ class JobStore(JobUpkeep):
             raise Conflict(f"job {job_id} is {answer[1]} and no dead letter; submit it anew instead", param="job_id")
         return self._submitted(answer, new_id, None)
 
-    def _told(self, function: str, job_id: str) -> Job:
+    def _told(self, function: str, job_id: str, owner: str | None) -> Job:
+        if owner is not None:
+            self.get(job_id, owner=owner)
         if self._functions.call(function, job_id) == "missing":
             raise unknown_job(job_id)
         return self.get(job_id)

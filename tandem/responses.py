@@ -35,27 +35,27 @@ class ResponseStore:
         self._jobs = jobs
         self._mark_ms = round((settings.result_seconds + MARGIN_SECONDS) * 1000)
 
-    def get(self, response_id: str, owner: str, *, param: str = "response_id") -> Job:
-        """The job of an owner's response. Raises UnknownResponse, also for one of another owner, a deleted one, and
-        one that was asked for with `store: false`.
+    def get(self, response_id: str, owner: str | None, *, param: str = "response_id") -> Job:
+        """The job of an owner's response, or of anybody's (None). Raises UnknownResponse, also for one of another
+        owner, a deleted one, and one that was asked for with `store: false`.
         """
         unknown = UnknownResponse(f"there is no response {response_id!r}, or its time to live is over", param=param)
         if not response_id.startswith(RESPONSE):
             raise unknown
         job_id = JOB + response_id.removeprefix(RESPONSE)
         try:
-            job = self._jobs.get(job_id)
+            job = self._jobs.get(job_id, owner=owner)
         except UnknownJob:
             raise unknown from None
         asked = job.spec.get("response")
-        if asked is None or asked["request"].get("store") is False or job.owner != owner:
+        if asked is None or asked["request"].get("store") is False:
             raise unknown
         with self._jobs.guard():
             if self._jobs.redis.exists(_deleted(job_id)):
                 raise unknown
         return job
 
-    def delete(self, response_id: str, owner: str) -> None:
+    def delete(self, response_id: str, owner: str | None) -> None:
         """Show a response no more, and stop its job if it has not ended. Raises UnknownResponse."""
         job = self.get(response_id, owner)
         with self._jobs.guard():

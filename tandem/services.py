@@ -48,7 +48,7 @@ class Services:
             jobs=jobs,
             files=files,
             adapters=adapters,
-            submission=Submission(catalogue, jobs, files, adapters, aliases, artifacts),
+            submission=Submission(catalogue, jobs, files, aliases, artifacts),
             batches=BatchStore(jobs),
             responses=ResponseStore(settings, jobs),
             aliases=aliases,

@@ -1,10 +1,11 @@
 """From a spec to a queued job: what needs the catalogue, the files and the adapters is checked here."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 from tandem.adapter_aliases import AdapterAliases
-from tandem.adapters import AdapterManifest, AdapterStore, is_adapter_id
+from tandem.adapters import AdapterManifest, is_adapter_id
 from tandem.artifacts import ArtifactStore
 from tandem.catalogue import Catalogue
 from tandem.errors import AdapterMismatch, InvalidRequest, UnknownArtifact, UnsupportedTask
@@ -23,14 +24,12 @@ class Submission:
         catalogue: Catalogue,
         jobs: JobStore,
         files: FileStore,
-        adapters: AdapterStore,
         aliases: AdapterAliases,
         artifacts: ArtifactStore,
     ) -> None:
         self._catalogue = catalogue
         self._jobs = jobs
         self._files = files
-        self._adapters = adapters
         self._aliases = aliases
         self._artifacts = artifacts
 
@@ -39,19 +38,21 @@ class Submission:
         spec: AnyInferenceSpec | FineTuneSpec,
         *,
         owner: str,
+        reach: str | None = None,
         share: Share | None = None,
         idempotency_key: str | None = None,
     ) -> Submitted:
-        """Check a spec against what there is, and queue it.
+        """Check a spec against what there is, and queue it. `reach`: whose files and adapters there are to it; None:
+        everybody's.
 
         Raises UnknownModel, UnknownAdapter, AdapterMismatch, UnsupportedTask, UnknownFile, UnknownArtifact,
         InvalidTrainingData, IdempotencyConflict, QueueFull, QueueUnavailable; nothing is queued then.
         """
         if isinstance(spec, FineTuneSpec):
-            self._check_training(spec)
+            self._check_training(spec, reach)
             model, queue = spec.model, lane("finetune", spec.model)
         else:
-            spec, model = self.resolve(spec)
+            spec, model = self.resolve(spec, owner=owner, reach=reach)
             queue = lane("inference", model)
         return self._jobs.submit(
             kind=spec.kind,
@@ -64,12 +65,14 @@ class Submission:
             idempotency_key=idempotency_key,
         )
 
-    def resolve(self, spec: AnyInferenceSpec) -> tuple[AnyInferenceSpec, str]:
+    def resolve(
+        self, spec: AnyInferenceSpec, *, owner: str, reach: str | None = None
+    ) -> tuple[AnyInferenceSpec, str]:
         """The spec with its base model's and its adapter's names apart and its media in the store; and the model.
 
         Raises what `submit` raises for a spec that cannot be run here.
         """
-        model, adapter = self._model_and_adapter(spec)
+        model, adapter = self._model_and_adapter(spec, owner, reach)
         tasks = self._catalogue.get(model).tasks
         if adapter is None:
             if spec.task not in tasks:
@@ -81,24 +84,29 @@ class Submission:
         changes = {
             "model": model,
             "adapter": None if adapter is None else adapter.id,
-            "inputs": replace_media(spec.inputs, self._store_media, "inputs"),
+            "inputs": replace_media(spec.inputs, partial(self._store_media, owner=reach), "inputs"),
         }
         return spec.model_copy(update=changes), model
 
-    def _model_and_adapter(self, spec: AnyInferenceSpec) -> tuple[str, AdapterManifest | None]:
+    def _model_and_adapter(
+        self, spec: AnyInferenceSpec, owner: str, reach: str | None
+    ) -> tuple[str, AdapterManifest | None]:
+        find = partial(self._aliases.find, owner=owner, reach=reach)
         if spec.model is None:
             if spec.adapter is None:
                 return self._catalogue.default(spec.task).name, None
-            manifest = self._adapter(spec.adapter, "adapter")
+            manifest = find(spec.adapter, param="adapter")
             return manifest.base, manifest
-        if is_adapter_id(spec.model) or (spec.model not in self._catalogue and self._aliases.get(spec.model)):
+        if is_adapter_id(spec.model) or (
+            spec.model not in self._catalogue and self._aliases.get(spec.model, owner=owner)
+        ):
             if spec.adapter is not None and spec.adapter != spec.model:
                 raise InvalidRequest("`model` names an adapter and `adapter` another: give one", param="adapter")
-            manifest = self._adapter(spec.model, "model")
+            manifest = find(spec.model, param="model")
             return manifest.base, manifest
         if spec.adapter is None:
             return spec.model, None
-        manifest = self._adapter(spec.adapter, "adapter")
+        manifest = find(spec.adapter, param="adapter")
         if manifest.base != spec.model:
             raise AdapterMismatch(
                 f"adapter {spec.adapter!r} was trained on {manifest.base!r}, not on {spec.model!r}",
@@ -106,16 +114,11 @@ class Submission:
             )
         return spec.model, manifest
 
-    def _adapter(self, name: str, param: str) -> AdapterManifest:
-        """By its id, or by a name that was given to it. Raises UnknownAdapter."""
-        named = None if is_adapter_id(name) else self._aliases.resolve(name)
-        return named or self._adapters.get(name, param=param)
-
-    def _store_media(self, media: Media, param: str) -> Media:
+    def _store_media(self, media: Media, param: str, *, owner: str | None) -> Media:
         """The same content by its digest: Redis keeps no images, and a queued job no file that may be deleted."""
         try:
             if media.file_id is not None:
-                digest = self._files.get(media.file_id, param=param).digest
+                digest = self._files.get(media.file_id, owner=owner, param=param).digest
                 self._artifacts.refresh(digest)
             elif media.artifact is not None:
                 digest = media.artifact
@@ -128,23 +131,23 @@ class Submission:
             ) from error
         return Media(f"artifact-{digest}")
 
-    def _check_training(self, spec: FineTuneSpec) -> None:
+    def _check_training(self, spec: FineTuneSpec, owner: str | None) -> None:
         if is_adapter_id(spec.model):
             raise InvalidRequest("`model` names an adapter; training starts from a base model", param="model")
         tasks = self._catalogue.get(spec.model).tasks
         # An encoder's adapter brings the head for its task; the base is what makes embeddings.
         if not base_does(spec.task, tasks):
             _refuse_task(spec.model, RESIDENT_TASK[spec.task], tasks)
-        training = self._training_file(spec.training_file, "training_file")
+        training = self._training_file(spec.training_file, "training_file", owner)
         validation = None
         if spec.validation_file is not None:
-            validation = self._training_file(spec.validation_file, "validation_file")
+            validation = self._training_file(spec.validation_file, "validation_file", owner)
         check_training_files(
             spec.task, training, validation, objective=spec.objective.type, on_broken_row=spec.on_broken_row
         )
 
-    def _training_file(self, file_id: str, param: str) -> Iterator[bytes]:
-        file = self._files.get(file_id, param=param)
+    def _training_file(self, file_id: str, param: str, owner: str | None) -> Iterator[bytes]:
+        file = self._files.get(file_id, owner=owner, param=param)
         if file.purpose != "fine-tune":
             raise InvalidRequest(
                 f"`{param}` {file_id} was uploaded for {file.purpose!r}; upload it with purpose 'fine-tune'",

@@ -97,18 +97,25 @@ class UploadStore:
             self._redis.set(_record_key(upload.id), upload.model_dump_json(), exat=upload.created_at + KEPT_SECONDS)
         return upload
 
-    def get(self, upload_id: str) -> StoredUpload:
+    # With `owner`, another owner's upload is an UnknownUpload to the next four.
+
+    def get(self, upload_id: str, *, owner: str | None = None) -> StoredUpload:
         """Raises UnknownUpload."""
         with self._guard():
-            return _read(upload_id, self._redis.get(_record_key(upload_id)))
+            upload = _read(upload_id, self._redis.get(_record_key(upload_id)))
+        if owner not in (None, upload.owner):
+            raise _unknown(upload_id)
+        return upload
 
-    def add_part(self, upload_id: str, chunks: Iterable[bytes], *, limit: int) -> StoredPart:
+    def add_part(
+        self, upload_id: str, chunks: Iterable[bytes], *, limit: int, owner: str | None = None
+    ) -> StoredPart:
         """Store a part of at most `limit` bytes. Parts may be sent in any order, and beside each other.
 
         Raises UnknownUpload, PayloadTooLarge; Conflict if the upload takes no more parts; InvalidRequest if the parts
         together are larger than the file was announced to be, or too many.
         """
-        _check_pending(self.get(upload_id))
+        _check_pending(self.get(upload_id, owner=owner))
         artifact = self._artifacts.put_stream(chunks, limit=limit, param="data")
         part = StoredPart(
             id=f"part_{uuid.uuid4().hex[:24]}",
@@ -120,7 +127,9 @@ class UploadStore:
         self._change(upload_id, lambda pipe, upload: self._add(pipe, upload, part))
         return part
 
-    def complete(self, upload_id: str, part_ids: Sequence[str], *, md5: str | None = None) -> StoredUpload:
+    def complete(
+        self, upload_id: str, part_ids: Sequence[str], *, md5: str | None = None, owner: str | None = None
+    ) -> StoredUpload:
         """Make a file of the parts, in the order given. Asked again with the same parts, it answers with the same.
 
         Raises:
@@ -129,7 +138,7 @@ class UploadStore:
             InvalidRequest: a part is unknown or named twice, or size or MD5 are not what was announced.
             UnknownArtifact: a part's content is gone from the artifact store.
         """
-        upload = self.get(upload_id)
+        upload = self.get(upload_id, owner=owner)
         if upload.status == "completed" and upload.part_ids == tuple(part_ids):
             return upload
         _check_pending(upload)
@@ -159,9 +168,9 @@ class UploadStore:
                 return upload
             raise
 
-    def cancel(self, upload_id: str) -> StoredUpload:
+    def cancel(self, upload_id: str, *, owner: str | None = None) -> StoredUpload:
         """End an upload without a file; a cancelled one stays as it is. Raises UnknownUpload, Conflict."""
-        if (upload := self.get(upload_id)).status == "cancelled":
+        if (upload := self.get(upload_id, owner=owner)).status == "cancelled":
             return upload
         return self._change(upload_id, lambda pipe, upload: _end(pipe, upload, {"status": "cancelled"}))
 
@@ -237,8 +246,12 @@ def _parts_key(upload_id: str) -> str:
 
 def _read(upload_id: str, record: str | None) -> StoredUpload:
     if record is None:
-        raise UnknownUpload(f"there is no upload {upload_id!r}, or it is over since a day", param="upload_id")
+        raise _unknown(upload_id)
     return StoredUpload.model_validate_json(record).at(time.time())
+
+
+def _unknown(upload_id: str) -> UnknownUpload:
+    return UnknownUpload(f"there is no upload {upload_id!r}, or it is over since a day", param="upload_id")
 
 
 def _check_pending(upload: StoredUpload) -> None:

@@ -73,7 +73,9 @@ class Validation:
     def _take(self, request: RequestLine) -> None:
         """A row that can be run goes into a shard. Raises what is wrong with it."""
         with openai_names(self._endpoint.inputs, self._endpoint.names):
-            spec, model = self._services.submission.resolve(self._endpoint.spec(self._endpoint.read(request.body)))
+            asked = self._endpoint.spec(self._endpoint.read(request.body))
+            owner, reach = self._batch.owner, None if self._batch.operator else self._batch.owner
+            spec, model = self._services.submission.resolve(asked, owner=owner, reach=reach)
         self._cutter.add(ShardRow(request.row, stored_spec(spec)), spec.task, model)
         self._found.model = self._found.model or str(request.body.get("model", model))
 

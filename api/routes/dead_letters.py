@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from api.auth import Reach
 from api.dependencies import ServicesDep
 from api.views import JobView, Page
 
@@ -16,6 +17,7 @@ router = APIRouter(prefix="/dead-letters", tags=["operations"])
 @router.get("")
 def list_dead_letters(
     services: ServicesDep,
+    reach: Reach,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
     after: Annotated[
         str | None, Query(description="The `last_id` of the page before; it must still be a dead letter")
@@ -27,5 +29,5 @@ def list_dead_letters(
     workers died while they ran it. `POST /v1/jobs/{id}/requeue` does its work anew. They are kept for 30 days
     (TANDEM_DEAD_LETTER_SECONDS), longer than other ended jobs.
     """
-    jobs = services.jobs.dead_letters(after=after, limit=limit + 1)
+    jobs = services.jobs.dead_letters(owner=reach, after=after, limit=limit + 1)
     return Page.of([JobView.of(job) for job in jobs], [job.id for job in jobs], limit=limit)

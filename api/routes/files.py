@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from starlette.responses import Response
 
-from api.auth import Owner
+from api.auth import Owner, Reach
 from api.byte_ranges import RESPONSES, blob_response
 from api.dependencies import ApiDep, IdempotencyKey, ServicesDep
 from api.views import Deleted, FileView, Page
@@ -99,26 +99,27 @@ def upload_file(
 @router.get("")
 def list_files(
     services: ServicesDep,
+    reach: Reach,
     purpose: StoredPurpose | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str | None, Query(description="The `last_id` of the page before")] = None,
 ) -> Page[FileView]:
     """Files by their time of upload, newest first by default."""
-    files = services.files.list(purpose=purpose, order=order, after=after, limit=limit + 1)
+    files = services.files.list(owner=reach, purpose=purpose, order=order, after=after, limit=limit + 1)
     return Page.of([FileView.of(file) for file in files[:limit]], [file.id for file in files], limit=limit)
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, services: ServicesDep) -> FileView:
+def get_file(file_id: str, services: ServicesDep, reach: Reach) -> FileView:
     """What is known of a file."""
-    return FileView.of(services.files.get(file_id))
+    return FileView.of(services.files.get(file_id, owner=reach))
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=RESPONSES)
-def get_content(file_id: str, services: ServicesDep, request: Request) -> Response:
+def get_content(file_id: str, services: ServicesDep, reach: Reach, request: Request) -> Response:
     """The file as it was uploaded, or the part of it that a `Range` header names. `ETag` is its SHA-256."""
-    file = services.files.get(file_id)
+    file = services.files.get(file_id, owner=reach)
     if not services.artifacts.exists(file.digest):
         raise UnknownArtifact(f"the content of file {file_id} is gone from the artifact store; upload it again")
     return blob_response(
@@ -131,9 +132,9 @@ def get_content(file_id: str, services: ServicesDep, request: Request) -> Respon
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, services: ServicesDep) -> Deleted:
+def delete_file(file_id: str, services: ServicesDep, reach: Reach) -> Deleted:
     """Delete a file. Adapters that were trained on it stay."""
-    services.files.delete(file_id)
+    services.files.delete(file_id, owner=reach)
     return Deleted(id=file_id, object="file")
 
 

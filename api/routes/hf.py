@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from api.auth import Key
 from api.dependencies import ApiDep, SubmitterDep
 from api.hf_shapes import asked, shown
 from api.hf_text_generation import GenerationStream, generation_error
@@ -23,6 +24,7 @@ from api.routes.openai.opened_stream import opened_stream
 from api.routes.openai.scheduling_headers import SchedulingHeadersDep
 from api.waiting import Waiting, while_connected
 from tandem.adapters import is_adapter_id
+from tandem.api_keys import ApiKey
 from tandem.errors import InvalidRequest, TandemError
 from tandem.job import JobEvent
 from tandem.services import Services
@@ -66,16 +68,16 @@ class ModelInfo(BaseModel):
 
 
 @router.get("/{model:path}/health")
-async def is_served(model: str, api: ApiDep) -> dict[str, str]:
+async def is_served(model: str, api: ApiDep, key: Key) -> dict[str, str]:
     """Whether jobs may name this model. 404 if not."""
-    await run_in_threadpool(_default_task, api.services, model)
+    await run_in_threadpool(_default_task, api.services, model, key)
     return {"status": "ok"}
 
 
 @router.get("/{model:path}/info")
-async def model_info(model: str, api: ApiDep) -> ModelInfo:
+async def model_info(model: str, api: ApiDep, key: Key) -> ModelInfo:
     """What `get_endpoint_info()` shows of a model. 404 if there is none of this name."""
-    task = await run_in_threadpool(_default_task, api.services, model)
+    task = await run_in_threadpool(_default_task, api.services, model, key)
     return ModelInfo(model_id=model, model_pipeline_tag=task)
 
 
@@ -125,7 +127,7 @@ async def run_model(
 ) -> Response:
     """The same with the model's own task: the first that the catalogue names for it, or an adapter's."""
     body = await request.body()
-    task = await run_in_threadpool(_default_task, api.services, model)
+    task = await run_in_threadpool(_default_task, api.services, model, submitter.key)
     return await _run(model, task, body, content_type, request, api, submitter, scheduling)
 
 
@@ -205,12 +207,12 @@ def _chat_request(body: bytes, model: str) -> ChatRequest:
         raise RequestValidationError(error.errors()) from error
 
 
-def _default_task(services: Services, model: str) -> Task:
+def _default_task(services: Services, model: str, key: ApiKey) -> Task:
     """Raises UnknownModel, UnknownAdapter."""
-    if is_adapter_id(model):
-        return services.adapters.get(model, param="model").task
-    if model not in services.catalogue and (named := services.aliases.resolve(model)) is not None:
-        return named.task
+    if is_adapter_id(model) or (
+        model not in services.catalogue and services.aliases.get(model, owner=key.owner) is not None
+    ):
+        return services.aliases.find(model, owner=key.owner, reach=key.reach, param="model").task
     return services.catalogue.get(model).tasks[0]
 
 

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from api.auth import Reach
 from api.dependencies import ApiDep, ServicesDep, SubmitterDep
 from api.errors import ErrorBody, error_body
 from api.views import JobDetail, JobView, Page
@@ -117,6 +118,7 @@ def _located(submitted: Submitted, response: Response) -> JobDetail:
 @router.get("")
 def list_jobs(
     services: ServicesDep,
+    reach: Reach,
     state: JobState | None = None,
     kind: JobKind | None = None,
     model: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
@@ -124,15 +126,15 @@ def list_jobs(
     after: Annotated[str | None, Query(description="The `last_id` of the page before")] = None,
 ) -> Page[JobView]:
     """Jobs, newest first, without their specs and results."""
-    cursor = None if after is None else services.jobs.get(after).sequence
-    jobs = services.jobs.list(state=state, kind=kind, model=model, after=cursor, limit=limit + 1)
+    cursor = None if after is None else services.jobs.get(after, owner=reach).sequence
+    jobs = services.jobs.list(state=state, kind=kind, model=model, owner=reach, after=cursor, limit=limit + 1)
     return Page.of([JobView.of(job) for job in jobs], [job.id for job in jobs], limit=limit)
 
 
 @router.get("/{job_id}")
-def get_job(job_id: str, services: ServicesDep) -> JobDetail:
+def get_job(job_id: str, services: ServicesDep, reach: Reach) -> JobDetail:
     """A job as it stands, with its spec, and its result once it has one."""
-    return JobDetail.of(services.jobs.get(job_id))
+    return JobDetail.of(services.jobs.get(job_id, owner=reach))
 
 
 @router.get(
@@ -140,9 +142,9 @@ def get_job(job_id: str, services: ServicesDep) -> JobDetail:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes"}},
 )
-def get_result_file(job_id: str, artifact: str, services: ServicesDep) -> StreamingResponse:
+def get_result_file(job_id: str, artifact: str, services: ServicesDep, reach: Reach) -> StreamingResponse:
     """An image, a sound or another file of a job's result, which names it as `{"artifact", "media_type", …}`."""
-    job = succeeded(services.jobs.get(job_id))
+    job = succeeded(services.jobs.get(job_id, owner=reach))
     file = find_file(job.result, artifact)
     if file is None or not services.artifacts.exists(digest := artifact.removeprefix("artifact-")):
         raise UnknownArtifact(f"the result of job {job_id} has no file {artifact!r}", param="artifact")
@@ -170,22 +172,22 @@ def find_file(value: Any, artifact: str) -> dict[str, Any] | None:
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, services: ServicesDep) -> JobDetail:
+def cancel_job(job_id: str, services: ServicesDep, reach: Reach) -> JobDetail:
     """Cancel a queued job at once, and ask a running one to stop; an ended one stays as it is."""
-    return JobDetail.of(services.jobs.cancel(job_id))
+    return JobDetail.of(services.jobs.cancel(job_id, owner=reach))
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, services: ServicesDep) -> JobDetail:
+def pause_job(job_id: str, services: ServicesDep, reach: Reach) -> JobDetail:
     """Hold a queued job back until it is resumed. A running one stops within one step, keeps what it has (a training
     its checkpoint) and waits in the queue; an ended one stays as it is. Deadlines go on."""
-    return JobDetail.of(services.jobs.pause(job_id))
+    return JobDetail.of(services.jobs.pause(job_id, owner=reach))
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: str, services: ServicesDep) -> JobDetail:
+def resume_job(job_id: str, services: ServicesDep, reach: Reach) -> JobDetail:
     """Let a paused job go on."""
-    return JobDetail.of(services.jobs.resume(job_id))
+    return JobDetail.of(services.jobs.resume(job_id, owner=reach))
 
 
 @router.post(
@@ -196,20 +198,20 @@ def resume_job(job_id: str, services: ServicesDep) -> JobDetail:
         409: {"model": ErrorBody, "description": "It is no dead letter"},
     },
 )
-def requeue_job(job_id: str, services: ServicesDep, response: Response) -> JobDetail:
+def requeue_job(job_id: str, services: ServicesDep, reach: Reach, response: Response) -> JobDetail:
     """Do a dead letter's work anew, as a new job; `GET /v1/dead-letters` lists them.
 
     The dead letter stays as it ended, and names the new job in `requeued_as`. Its delay and deadline do not count
     again; its retries begin anew.
     """
-    return _located(services.jobs.requeue_dead(job_id), response)
+    return _located(services.jobs.requeue_dead(job_id, owner=reach), response)
 
 
 @router.get("/{job_id}/result", responses={409: {"model": ErrorBody, "description": "It has not ended yet"}})
-def get_result(job_id: str, services: ServicesDep) -> Any:
+def get_result(job_id: str, services: ServicesDep, reach: Reach) -> Any:
     """The result alone. A failed job answers with its failure, a cancelled or unfinished one with 409, an expired one
     with 504."""
-    job = services.jobs.get(job_id)
+    job = services.jobs.get(job_id, owner=reach)
     if not job.state.is_terminal:
         raise ResultNotReady(
             f"job {job_id} is {job.state}; GET /v1/jobs/{job_id}/events says when it ends", param="job_id"
@@ -228,6 +230,7 @@ def get_result(job_id: str, services: ServicesDep) -> Any:
 async def follow_job(
     job_id: str,
     api: ApiDep,
+    reach: Reach,
     last_event_id: Annotated[
         str, Header(alias="Last-Event-ID", pattern=EVENT_ID, description="Go on after this event")
     ] = BEGINNING,
@@ -238,7 +241,7 @@ async def follow_job(
     From the beginning, or after `Last-Event-ID`, until the `state` event that ends the job. An `error` event means
     that the queue's server went away: connect again with the last id. 204: nothing comes after that id any more.
     """
-    job = await run_in_threadpool(api.services.jobs.get, job_id)
+    job = await run_in_threadpool(api.services.jobs.get, job_id, owner=reach)
     reader = read_events(api.events, job_id, last_event_id)
     first: JobEvent | None = None
     if job.state.is_terminal:

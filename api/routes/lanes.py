@@ -1,12 +1,14 @@
 """Lanes, and the whole service: how they stand, and holding their jobs back.
 
 A lane holds the jobs of one kind and model. While it is paused, running jobs go on, new ones queue, none is begun.
+They concern the jobs of all owners: 403 `forbidden` without an operator's key.
 """
 
 from collections.abc import Iterator
 
 from fastapi import APIRouter
 
+from api.auth import FORBIDDEN, OPERATORS_ONLY
 from api.dependencies import ServicesDep
 from api.views import LanesView, LaneView, ServiceView
 from tandem.catalogue import Catalogue
@@ -16,7 +18,7 @@ from tandem.services import Services
 from tandem.specs import FineTuneSpec
 from tandem.tickets import lane
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], dependencies=[OPERATORS_ONLY], responses=FORBIDDEN)
 
 
 @router.get("/lanes")

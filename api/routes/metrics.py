@@ -8,19 +8,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from api.auth import bearer
+from api.auth import FORBIDDEN, OPERATORS_ONLY, bearer
 from api.dependencies import ServicesDep
 from tandem.job_reads import LaneStatus
 from tandem.workers import WorkerInfo, WorkerRegistry
 
-router = APIRouter(tags=["health"], dependencies=[Depends(bearer)])
+router = APIRouter(tags=["health"], dependencies=[Depends(bearer), OPERATORS_ONLY], responses=FORBIDDEN)
 
 
 @router.get("/metrics", response_class=Response)
 def metrics(services: ServicesDep) -> Response:
     """What is queued, which workers live, which models they hold, and what their batches do: rows and their wait.
 
-    Needs a key, since the names of models are in it: give it to Prometheus as `authorization: {credentials: …}`.
+    Needs an operator's key, since it tells of all owners' jobs: give it to Prometheus as
+    `authorization: {credentials: …}`.
     """
     registry = CollectorRegistry()
     registry.register(_Snapshot(services.jobs.counts(), services.jobs.lanes(), WorkerRegistry(services.jobs).list()))
@@ -45,15 +46,25 @@ class _Snapshot(Collector):
         running = GaugeMetricFamily(
             "tandem_worker_running_jobs", "Attempts that a worker executes", labels=["worker"]
         )
+        trained = CounterMetricFamily(
+            "tandem_worker_training_seconds", "Time that trainings have held the device", labels=["worker"]
+        )
+        quantum = GaugeMetricFamily(
+            "tandem_worker_training_quantum_seconds", "Their longest turn while serving waits", labels=["worker"]
+        )
         for worker in self._workers:
             running.add_metric([worker.id], worker.running)
-        yield running
+            trained.add_metric([worker.id], worker.trained_seconds)
+            quantum.add_metric([worker.id], worker.quantum_seconds)
+        yield from (running, trained, quantum)
         yield from self._models()
 
     def _models(self) -> Iterator[Metric]:
         where = ["worker", "model", "task"]
         held = GaugeMetricFamily(
-            "tandem_resident_model_bytes", "Weights of a model in a worker's memory", labels=where
+            "tandem_resident_model_bytes",
+            "A model in a worker's memory: weights, their copies, keys and values, adapters",
+            labels=where,
         )
         batches = CounterMetricFamily("tandem_batches", "Forward passes over batches of rows", labels=where)
         rows = CounterMetricFamily("tandem_batch_rows", "Rows in them", labels=where)

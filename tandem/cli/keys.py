@@ -13,7 +13,7 @@ keys = typer.Typer(
     help="Make, list and revoke API keys; each has an owner, a share and a limit.", no_args_is_help=True
 )
 
-Name = Annotated[str, typer.Argument(help="The key's name, which owns what is sent with it: a-z, 0-9 and dashes.")]
+Name = Annotated[str, typer.Argument(help="The key's name: a-z, 0-9 and dashes.")]
 File = Annotated[
     Path,
     typer.Option(
@@ -27,27 +27,35 @@ def new(
     name: Name,
     *,
     file: File,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose is what is made with it: the same for a team; the name by default.")
+    ] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="It reaches what is anybody's, and may pause the service.")
+    ] = False,
     weight: Annotated[
-        float, typer.Option(min=MIN_WEIGHT, max=MAX_WEIGHT, help="Share of the devices beside the other keys.")
+        float, typer.Option(min=MIN_WEIGHT, max=MAX_WEIGHT, help="The owner's share beside other owners.")
     ] = 1.0,
     max_queued: Annotated[
-        int | None, typer.Option(min=1, help="Queued jobs of this key at once; no limit by default.")
+        int | None, typer.Option(min=1, help="Queued jobs of the owner at once; no limit by default.")
     ] = None,
 ) -> None:
     """Make a key and print it, this once: the file keeps its SHA-256 only."""
-    typer.echo(KeysFile(file).add(name, weight=weight, max_queued=max_queued))
+    typer.echo(KeysFile(file).add(name, owner=owner, operator=operator, weight=weight, max_queued=max_queued))
 
 
 @keys.command("list")
 def list_keys(*, file: File, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the keys: names, shares and limits."""
+    """List the keys: names, owners, shares and limits."""
     entries = KeysFile(file).entries()
     if as_json:
         print_json([entry.model_dump(exclude={"sha256"}) for entry in entries])
         return
-    made = table("name", "weight", "queued at most")
+    made = table("name", "owner", "operator", "weight", "queued at most")
     for entry in entries:
-        made.add_row(entry.name, f"{entry.weight:g}", "-" if entry.max_queued is None else str(entry.max_queued))
+        key = entry.as_key()
+        limit = "-" if key.max_queued is None else str(key.max_queued)
+        made.add_row(entry.name, key.owner, "yes" if key.operator else "-", f"{key.weight:g}", limit)
     print_table(made, empty="no keys yet; `tandem keys new NAME` makes one")
 
 

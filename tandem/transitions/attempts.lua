@@ -69,6 +69,13 @@ local function renew(_, a)
   return answer
 end
 
+-- A shard's checkpoint names the rows that are in flight, so that its loss brings the guilty row nearer to its end:
+-- neither this attempt's loss nor an earlier one counts against the shard.
+local function forgive_shard(id)
+  local kind, crashes = get(id, 'kind', 'crashes')
+  if kind == 'batch' then redis.call('HSET', job_key(id), 'forgiven', (crashes or 0) + 1) end
+end
+
 -- id fence (type data)* -> 'reported' | 'superseded'; the last `progress` and `$checkpoint` stay in the record
 local function report(_, a)
   local id = a[1]
@@ -76,6 +83,7 @@ local function report(_, a)
   for i = 3, #a, 2 do
     if a[i] == '$checkpoint' then
       redis.call('HSET', job_key(id), 'checkpoint', a[i + 1])
+      forgive_shard(id)
     else
       emit(id, a[i], a[i + 1])
     end

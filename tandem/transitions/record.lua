@@ -1,4 +1,4 @@
-#!lua name=tandem_2
+#!lua name=tandem_3
 -- Every state change of a job, one atomic call each. The name carries a version: a rolling upgrade may run two.
 -- One library in several files, joined in the order that tandem/function_library.py gives.
 --
@@ -19,7 +19,7 @@
 --   announcements       zset    ended jobs whose owner has webhook endpoints -> when to announce their end
 --   messages            zset    `<endpoint> <event>` -> when to tell the endpoint of the event
 --   webhook-event:<id>  string  what is told, expires; the keys of endpoints are in webhooks/endpoints.py
---   jobs, jobs:state:<s>, jobs:kind:<k>, jobs:model:<m>   zsets  ids -> sequence, for lists
+--   jobs, jobs:state:<s>, jobs:kind:<k>, jobs:model:<m>, jobs:owner:<owner>   zsets  ids -> sequence, for lists
 --   sequence, tickets   counters the last sequence number, the last ticket's
 --   lanes               hash    lane -> the wire form of its ticket, `@ID@` where its id goes
 --   paused              hash    lane, or `*` for the whole service -> since when it is paused

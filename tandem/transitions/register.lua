@@ -1,8 +1,8 @@
-redis.register_function('tandem_2_submit', submit)
-redis.register_function('tandem_2_requeue_dead', requeue_dead)
+redis.register_function('tandem_3_submit', submit)
+redis.register_function('tandem_3_requeue_dead', requeue_dead)
 
 local function register(name, callback)
-  redis.register_function({ function_name = 'tandem_2_' .. name, callback = callback, flags = { 'allow-oom' } })
+  redis.register_function({ function_name = 'tandem_3_' .. name, callback = callback, flags = { 'allow-oom' } })
 end
 register('claim', claim)
 register('renew', renew)

@@ -12,7 +12,7 @@ local function create(id, lane, spec, fields, now)
     'sequence', sequence)
   redis.call('SET', P .. 'spec:' .. id, spec)
   local owner, kind, model, deadline = get(id, 'owner', 'kind', 'model', 'deadline')
-  for _, index in ipairs({ 'jobs', 'jobs:state:queued', 'jobs:kind:' .. kind, 'jobs:model:' .. model }) do
+  for _, index in ipairs({ 'jobs', 'jobs:state:queued', 'jobs:kind:' .. kind, 'jobs:model:' .. model, 'jobs:owner:' .. owner }) do
     redis.call('ZADD', P .. index, sequence, id)
   end
   redis.call('HINCRBY', P .. 'queued', owner, 1)

@@ -53,9 +53,9 @@ local function reap(_, a)
   local lost = redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now, 'LIMIT', 0, a[1])
   local of = losses(lost, a[2])
   for _, id in ipairs(lost) do
-    local worker, keep, cancelled = get(id, 'worker', 'keep_ms', 'cancel_requested')
+    local worker, keep, cancelled, forgiven = get(id, 'worker', 'keep_ms', 'cancel_requested', 'forgiven')
     local verdict = guilt(id, of[worker])
-    local crashes = verdict == 'innocent' and 0 or redis.call('HINCRBY', job_key(id), 'crashes', 1)
+    local crashes = (verdict == 'innocent' and 0 or redis.call('HINCRBY', job_key(id), 'crashes', 1)) - (forgiven or 0)
     if verdict == 'together' then redis.call('HSET', job_key(id), 'suspect', 1) end
     local is_dead = (verdict == 'alone' and crashes >= tonumber(a[3])) or crashes >= tonumber(a[4])
     if is_dead and not cancelled then
@@ -99,9 +99,10 @@ local function ring_lost() return top_up_all() end
 local function prune()
   local over = redis.call('ZRANGEBYSCORE', P .. 'ended', '-inf', now_ms(), 'LIMIT', 0, PRUNED_AT_ONCE)
   for _, id in ipairs(over) do
-    local state, kind, model = get(id, 'state', 'kind', 'model')
+    local state, kind, model, owner = get(id, 'state', 'kind', 'model', 'owner')
     for _, index in ipairs({
       'ended', 'dead', 'webhooks', 'announcements', 'jobs', 'jobs:state:' .. state, 'jobs:kind:' .. kind, 'jobs:model:' .. model,
+      'jobs:owner:' .. owner,
     }) do
       redis.call('ZREM', P .. index, id)
     end

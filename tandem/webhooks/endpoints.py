@@ -2,8 +2,8 @@
 
 Keys: `tandem:webhook-endpoint:<id>` hash: `record` (JSON, what its owner has chosen, and its secrets), and what the
 deliveries leave (written by transitions/webhooks.lua): `note`, `delivered_at`, `failing_since`, `disabled_at`, in
-milliseconds of the server's clock; `tandem:webhook-endpoints:<owner>` sorted set of ids by creation (microseconds);
-`tandem:webhook-tries:<id>` hash: event -> tries of its message that have failed.
+milliseconds of the server's clock; `tandem:webhook-endpoints` and `tandem:webhook-endpoints:<owner>` sorted sets of
+ids by creation (microseconds); `tandem:webhook-tries:<id>` hash: event -> tries of its message that have failed.
 """
 
 import base64
@@ -84,7 +84,8 @@ class Endpoint:
 
 
 class EndpointStore:
-    """Endpoints of every owner; each sees its own alone. Every method raises QueueUnavailable."""
+    """Endpoints of every owner. `owner` is whose there are to a call; None: everybody's. Every method raises
+    QueueUnavailable."""
 
     def __init__(self, jobs: JobStore) -> None:
         self._redis, self._guard = jobs.redis, jobs.guard
@@ -108,12 +109,13 @@ class EndpointStore:
         )
         with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(_key(record.id), "record", record.model_dump_json())
-            pipe.zadd(_index(owner), {record.id: time.time_ns() // 1000})
+            for index in (_index(None), _index(owner)):
+                pipe.zadd(index, {record.id: time.time_ns() // 1000})
             pipe.execute()
         return self.get(record.id, owner=owner)
 
     def get(self, endpoint_id: str, *, owner: str | None = None) -> Endpoint:
-        """Raises UnknownEndpoint; with `owner`, also for another owner's."""
+        """Raises UnknownEndpoint, also for another owner's."""
         with self._guard():
             fields = self._redis.hgetall(_key(endpoint_id))
         if "record" not in fields:
@@ -123,8 +125,8 @@ class EndpointStore:
             raise _unknown(endpoint_id)
         return endpoint
 
-    def list(self, owner: str) -> list[Endpoint]:
-        """All of an owner's, newest first."""
+    def list(self, owner: str | None) -> list[Endpoint]:
+        """Newest first."""
         with self._guard():
             ids = self._redis.zrange(_index(owner), 0, -1, desc=True)
         with self._guard(), self._redis.pipeline(transaction=False) as pipe:
@@ -138,7 +140,7 @@ class EndpointStore:
         self,
         endpoint_id: str,
         *,
-        owner: str,
+        owner: str | None,
         name: str | None = None,
         url: str | None = None,
         event_types: Sequence[EventType] | None = None,
@@ -152,14 +154,14 @@ class EndpointStore:
         changes = {field: value for field, value in given.items() if value is not None}
         return self._change(endpoint_id, owner, lambda record: record.model_copy(update=changes))
 
-    def enable(self, endpoint_id: str, *, owner: str) -> Endpoint:
+    def enable(self, endpoint_id: str, *, owner: str | None) -> Endpoint:
         """Tell an endpoint again that had been disabled, from now on. Raises UnknownEndpoint."""
         self.get(endpoint_id, owner=owner)
         with self._guard():
             self._redis.hdel(_key(endpoint_id), "disabled_at", "failing_since")
         return self.get(endpoint_id, owner=owner)
 
-    def rotate_secret(self, endpoint_id: str, *, owner: str, keep_old: bool) -> Endpoint:
+    def rotate_secret(self, endpoint_id: str, *, owner: str | None, keep_old: bool) -> Endpoint:
         """Give an endpoint a new secret; with `keep_old` the one before signs too, for OLD_SECRET_SECONDS.
 
         Raises UnknownEndpoint.
@@ -176,15 +178,18 @@ class EndpointStore:
 
         return self._change(endpoint_id, owner, rotated)
 
-    def delete(self, endpoint_id: str, *, owner: str) -> None:
+    def delete(self, endpoint_id: str, *, owner: str | None) -> None:
         """Forget an endpoint; what it has not been told yet falls away. Raises UnknownEndpoint."""
-        self.get(endpoint_id, owner=owner)
+        record = self.get(endpoint_id, owner=owner).record
         with self._guard(), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(_key(endpoint_id), tries_key(endpoint_id))
-            pipe.zrem(_index(owner), endpoint_id)
+            for index in (_index(None), _index(record.owner)):
+                pipe.zrem(index, endpoint_id)
             pipe.execute()
 
-    def _change(self, endpoint_id: str, owner: str, change: Callable[[EndpointRecord], EndpointRecord]) -> Endpoint:
+    def _change(
+        self, endpoint_id: str, owner: str | None, change: Callable[[EndpointRecord], EndpointRecord]
+    ) -> Endpoint:
         while True:
             with self._guard(), self._redis.pipeline(transaction=True) as pipe:
                 pipe.watch(_key(endpoint_id))
@@ -211,8 +216,8 @@ def _key(endpoint_id: str) -> str:
     return f"{PREFIX}webhook-endpoint:{endpoint_id}"
 
 
-def _index(owner: str) -> str:
-    return f"{PREFIX}webhook-endpoints:{owner}"
+def _index(owner: str | None) -> str:
+    return f"{PREFIX}webhook-endpoints" + ("" if owner is None else f":{owner}")
 
 
 def _endpoint(fields: Mapping[str, str]) -> Endpoint:

@@ -112,6 +112,8 @@ class JobModel(LifeModel):
             return False
         if kind == "$checkpoint":
             job.checkpoint = compact(data)
+            if job.kind == "batch":
+                job.forgiven = job.crashes + 1
             return True
         job.events.append((kind, data))
         if kind == "progress":
@@ -202,7 +204,8 @@ class JobModel(LifeModel):
             job.suspect |= guilt == "together"
             charged = guilt != "innocent"
             is_dead = charged and (
-                (guilt == "alone" and job.crashes >= CRASHES_ALLOWED) or job.crashes >= CRASHES_IN_ALL
+                (guilt == "alone" and job.crashes - job.forgiven >= CRASHES_ALLOWED)
+                or job.crashes - job.forgiven >= CRASHES_IN_ALL
             )
             if is_dead and not job.cancel_requested:
                 job.failure = failure

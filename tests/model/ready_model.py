@@ -34,6 +34,8 @@ class ModelJob:
     state: str = "queued"
     attempt: int = 0
     crashes: int = 0
+    forgiven: int = 0
+    """Of its crashes, those that do not count against it."""
     retries: int = 0
     not_before: int | None = None
     deadline: int | None = None

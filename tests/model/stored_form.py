@@ -94,7 +94,8 @@ def _digest(spec: str) -> str:
 def _indexes(model: JobModel) -> dict[str, dict[str, float]]:
     indexes: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for job in model.jobs.values():
-        for index in ("jobs", f"jobs:state:{job.state}", f"jobs:kind:{job.kind}", f"jobs:model:{job.model}"):
+        lists = (f"state:{job.state}", f"kind:{job.kind}", f"model:{job.model}", f"owner:{job.owner}")
+        for index in ("jobs", *(f"jobs:{name}" for name in lists)):
             indexes[index][job.id] = job.sequence
         if job.place == "ready":
             indexes[f"ready:{job.priority}:{job.owner}:{job.lane}"][job.id] = job.sequence

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query
 from pydantic import BaseModel, Field
 
-from api.auth import Key, Owner
+from api.auth import Key, Reach
 from api.dependencies import ApiDep, IdempotencyKey, ServicesDep
 from api.views import Page
 from tandem.batch import Batch, BatchStatus
@@ -147,10 +147,11 @@ def create_batch(
     The same request with the same `Idempotency-Key` is the same batch.
     """
     services = api.services
-    file = _input_file(services, body.input_file_id)
+    file = _input_file(services, body.input_file_id, key.reach)
     batch = services.batches.create(
         owner=key.owner,
         share=Share(key.weight, key.max_queued),
+        operator=key.operator,
         endpoint=body.endpoint,
         file=file,
         completion_window=body.completion_window,
@@ -165,30 +166,30 @@ def create_batch(
 @router.get("")
 def list_batches(
     services: ServicesDep,
-    owner: Owner,
+    reach: Reach,
     after: Annotated[str | None, Query(description="The `last_id` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
 ) -> Page[BatchView]:
     """Your batches, newest first."""
-    batches = services.batches.list(owner, after=after, limit=limit + 1)
+    batches = services.batches.list(reach, after=after, limit=limit + 1)
     return Page.of([BatchView.of(batch) for batch in batches[:limit]], [batch.id for batch in batches], limit=limit)
 
 
 @router.get("/{batch_id}")
-def get_batch(batch_id: str, services: ServicesDep, owner: Owner) -> BatchView:
+def get_batch(batch_id: str, services: ServicesDep, reach: Reach) -> BatchView:
     """How a batch stands."""
-    return BatchView.of(services.batches.get(batch_id, owner))
+    return BatchView.of(services.batches.get(batch_id, reach))
 
 
 @router.post("/{batch_id}/cancel")
-def cancel_batch(batch_id: str, services: ServicesDep, owner: Owner) -> BatchView:
+def cancel_batch(batch_id: str, services: ServicesDep, reach: Reach) -> BatchView:
     """End a batch early. What was answered is kept; it is `cancelling` until that is in its output file."""
-    return BatchView.of(services.batches.cancel(batch_id, owner))
+    return BatchView.of(services.batches.cancel(batch_id, reach))
 
 
-def _input_file(services: Services, file_id: str) -> StoredFile:
+def _input_file(services: Services, file_id: str, owner: str | None) -> StoredFile:
     """Raises UnknownFile, InvalidRequest for one that is no batch, UnknownArtifact if its content is gone."""
-    file = services.files.get(file_id, param="input_file_id")
+    file = services.files.get(file_id, owner=owner, param="input_file_id")
     if file.purpose != "batch":
         raise InvalidRequest(
             f"`input_file_id` {file_id} was uploaded for {file.purpose!r}; upload it with purpose 'batch'",

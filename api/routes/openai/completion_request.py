@@ -63,8 +63,6 @@ class CompletionRequest(SamplingRequest):
             raise ValueError("`best_of` is chosen when all texts are complete: ask without `stream`, or leave it out")
         if self.echo and self.suffix is not None:
             raise ValueError("`echo` and `suffix` exclude each other, since the text lies between the two; give one")
-        if self.stream and self.echo and self.logprobs is not None:
-            raise ValueError("`logprobs` of an echoed prompt are told in whole answers only: ask without `stream`")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("`max_tokens` is 0, so that there is nothing to answer; raise it, or set `echo`")
         refuse_as_asked(lambda: self.job_spec, inputs="prompt")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from api.auth import Reach
 from api.dependencies import ServicesDep, SubmitterDep
 from api.fine_tuning.checkpoint_view import TuningCheckpoint, checkpoints_of
 from api.fine_tuning.event_view import TuningEvent, cursor_of, event_view
@@ -56,47 +57,47 @@ def create_job(
 
 @router.get("")
 def list_jobs(
-    request: Request, services: ServicesDep, limit: Limit = PAGE, after: After = None
+    request: Request, services: ServicesDep, reach: Reach, limit: Limit = PAGE, after: After = None
 ) -> Page[FineTuningJob]:
     """Fine-tuning jobs, newest first; `metadata[name]=value` shows those with the label, `metadata=null` those
     without any."""
     wanted = _metadata_filter(request.query_params)
-    found = (job for job in _trainings(services.jobs, after) if _matches(job, wanted))
+    found = (job for job in _trainings(services.jobs, reach, after) if _matches(job, wanted))
     jobs = list(islice(found, limit + 1))
     return Page.of([FineTuningJob.of(job) for job in jobs], [job.id for job in jobs], limit=limit)
 
 
 @router.get("/{fine_tuning_job_id}")
-def get_job(fine_tuning_job_id: str, services: ServicesDep) -> FineTuningJob:
+def get_job(fine_tuning_job_id: str, services: ServicesDep, reach: Reach) -> FineTuningJob:
     """A job as it stands."""
-    return FineTuningJob.of(_training(services, fine_tuning_job_id))
+    return FineTuningJob.of(_training(services, fine_tuning_job_id, reach))
 
 
 @router.post("/{fine_tuning_job_id}/cancel")
-def cancel_job(fine_tuning_job_id: str, services: ServicesDep) -> FineTuningJob:
+def cancel_job(fine_tuning_job_id: str, services: ServicesDep, reach: Reach) -> FineTuningJob:
     """Cancel a queued job at once, and ask a running one to stop; an ended one stays as it is."""
-    return FineTuningJob.of(services.jobs.cancel(_training(services, fine_tuning_job_id).id))
+    return FineTuningJob.of(services.jobs.cancel(_training(services, fine_tuning_job_id, reach).id))
 
 
 @router.post("/{fine_tuning_job_id}/pause")
-def pause_job(fine_tuning_job_id: str, services: ServicesDep) -> FineTuningJob:
+def pause_job(fine_tuning_job_id: str, services: ServicesDep, reach: Reach) -> FineTuningJob:
     """Hold a job back until it is resumed. A running one keeps a checkpoint, and shows as `queued` when it has
     stopped: `tandem.paused` says why it waits."""
-    return FineTuningJob.of(services.jobs.pause(_training(services, fine_tuning_job_id).id))
+    return FineTuningJob.of(services.jobs.pause(_training(services, fine_tuning_job_id, reach).id))
 
 
 @router.post("/{fine_tuning_job_id}/resume")
-def resume_job(fine_tuning_job_id: str, services: ServicesDep) -> FineTuningJob:
+def resume_job(fine_tuning_job_id: str, services: ServicesDep, reach: Reach) -> FineTuningJob:
     """Let a paused job go on from where it was."""
-    return FineTuningJob.of(services.jobs.resume(_training(services, fine_tuning_job_id).id))
+    return FineTuningJob.of(services.jobs.resume(_training(services, fine_tuning_job_id, reach).id))
 
 
 @router.get("/{fine_tuning_job_id}/events")
 def list_events(
-    fine_tuning_job_id: str, services: ServicesDep, limit: Limit = PAGE, after: After = None
+    fine_tuning_job_id: str, services: ServicesDep, reach: Reach, limit: Limit = PAGE, after: After = None
 ) -> Page[TuningEvent]:
     """A job's events, newest first. `GET /v1/jobs/{id}/events` streams them as they come."""
-    job = _training(services, fine_tuning_job_id)
+    job = _training(services, fine_tuning_job_id, reach)
     shown = (event_view(job, event) for event in EventLog(services.jobs).newest_first(job, _place(after)))
     events = list(islice((event for event in shown if event is not None), limit + 1))
     return Page.of(events, [event.id for event in events], limit=limit)
@@ -104,10 +105,10 @@ def list_events(
 
 @router.get("/{fine_tuning_job_id}/checkpoints")
 def list_checkpoints(
-    fine_tuning_job_id: str, services: ServicesDep, limit: Limit = CHECKPOINTS_PAGE, after: After = None
+    fine_tuning_job_id: str, services: ServicesDep, reach: Reach, limit: Limit = CHECKPOINTS_PAGE, after: After = None
 ) -> Page[TuningCheckpoint]:
     """The checkpoints that can be asked like models, the latest first: those of a job with `publish_checkpoints`."""
-    job = _training(services, fine_tuning_job_id)
+    job = _training(services, fine_tuning_job_id, reach)
     checkpoints = checkpoints_of(job, services.adapters.list(), EventLog(services.jobs).newest_first(job))
     if after is not None:
         ids = [checkpoint.id for checkpoint in checkpoints]
@@ -117,18 +118,18 @@ def list_checkpoints(
     return Page.of(checkpoints[: limit + 1], [checkpoint.id for checkpoint in checkpoints], limit=limit)
 
 
-def _training(services: Services, job_id: str, *, param: str = "fine_tuning_job_id") -> Job:
+def _training(services: Services, job_id: str, owner: str | None, *, param: str = "fine_tuning_job_id") -> Job:
     """Raises UnknownJob, also for a job of another kind."""
-    job = services.jobs.get(job_id)
+    job = services.jobs.get(job_id, owner=owner)
     if job.kind != "finetune":
         raise UnknownJob(f"job {job_id} is no fine-tuning job, but of the kind {job.kind!r}", param=param)
     return job
 
 
-def _trainings(jobs: JobStore, after: str | None) -> Iterator[Job]:
+def _trainings(jobs: JobStore, owner: str | None, after: str | None) -> Iterator[Job]:
     """Every fine-tuning job that was submitted before the one named, newest first."""
-    sequence = None if after is None else jobs.get(after).sequence
-    while page := jobs.list(kind="finetune", after=sequence, limit=MAX_PAGE):
+    sequence = None if after is None else jobs.get(after, owner=owner).sequence
+    while page := jobs.list(kind="finetune", owner=owner, after=sequence, limit=MAX_PAGE):
         yield from page
         sequence = page[-1].sequence
 

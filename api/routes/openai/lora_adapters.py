@@ -6,10 +6,11 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import ConfigDict, Field
 
-from api.auth import Owner
+from api.auth import Key, Owner
 from api.dependencies import ApiDep, ServicesDep
 from tandem.adapter_import import AdapterUpload, import_adapter
 from tandem.adapters import AdapterManifest, is_adapter_id
+from tandem.api_keys import ApiKey
 from tandem.errors import InvalidRequest, TandemError, UnknownAdapter
 from tandem.specs import Name, Spec, Task
 from tandem.specs.base import MAX_URL_CHARACTERS
@@ -60,35 +61,36 @@ SUCCESS: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/load_lora_adapter", response_class=PlainTextResponse, responses=SUCCESS)
-def load_lora_adapter(request: LoadRequest, api: ApiDep, owner: Owner) -> str:
-    """Give an adapter a name of yours. From then on every route takes it as a model.
+def load_lora_adapter(request: LoadRequest, api: ApiDep, key: Key) -> str:
+    """Give an adapter a name of yours. From then on every route takes it as a model from you.
 
     The adapter is one that is here, by its id, or a PEFT folder that was uploaded as a zip file with the purpose
     `adapter`, which is checked and published first. Its weights are loaded by the first request that needs them.
     """
-    manifest = _adapter(request, api, owner)
-    api.services.aliases.add(request.lora_name, manifest, owner=owner, replace=request.load_inplace)
+    manifest = _adapter(request, api, key)
+    api.services.aliases.add(request.lora_name, manifest, owner=key.owner, replace=request.load_inplace)
     return f"Success: LoRA adapter '{request.lora_name}' added successfully."
 
 
 @router.post("/unload_lora_adapter", response_class=PlainTextResponse, responses=SUCCESS)
-def unload_lora_adapter(request: UnloadRequest, services: ServicesDep) -> str:
+def unload_lora_adapter(request: UnloadRequest, services: ServicesDep, owner: Owner) -> str:
     """Take a name back that was given by `load_lora_adapter`. The adapter stays, under its id."""
-    if not services.aliases.remove(request.lora_name):
+    if not services.aliases.remove(request.lora_name, owner=owner):
         raise UnknownAdapter(f"The lora adapter '{request.lora_name}' cannot be found.", param="lora_name")
     return f"Success: LoRA adapter '{request.lora_name}' removed successfully."
 
 
-def _adapter(request: LoadRequest, api: ApiDep, owner: str) -> AdapterManifest:
+def _adapter(request: LoadRequest, api: ApiDep, key: ApiKey) -> AdapterManifest:
     """Raises what import_adapter raises, UnknownAdapter, and InvalidRequest for what is neither id nor file."""
     services = api.services
     if is_adapter_id(request.lora_path):
-        return services.adapters.get(request.lora_path, param="lora_path")
+        return services.adapters.get(request.lora_path, owner=key.reach, param="lora_path")
     if FILE.fullmatch(request.lora_path):
         base = request.base_model_name or services.catalogue.default(BASE_TASK).name
         upload = AdapterUpload(file=request.lora_path, base=base)
         try:
-            return import_adapter(services, upload, owner=owner, limit=api.settings.file_bytes)
+            limit = api.settings.file_bytes
+            return import_adapter(services, upload, owner=key.owner, reach=key.reach, limit=limit)
         except TandemError as error:
             raise _in_vllms_fields(error) from error
     raise InvalidRequest(

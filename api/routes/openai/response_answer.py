@@ -115,7 +115,7 @@ class ResponseView(BaseModel):
     tools: tuple[FunctionTool, ...]
     top_logprobs: int
     top_p: float
-    truncation: Literal["disabled"]
+    truncation: Literal["disabled", "auto"]
     usage: ResponseUsage | None = None
     user: str | None
 

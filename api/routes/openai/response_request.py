@@ -157,8 +157,8 @@ class ResponseRequest(NullableSpec):
     """Answer at once, and let the response be made; it is polled, or streamed, by its id."""
     stream: bool = False
     stream_options: StreamOptions | None = None
-    truncation: Literal["disabled"] = "disabled"
-    """A conversation that does not fit the model is refused, not cut."""
+    truncation: Literal["disabled", "auto"] = "disabled"
+    """A conversation that does not fit the model is refused; with `auto` its oldest turns are left out."""
     reasoning: ReasoningOptions | None = None
     service_tier: AskedTier = "auto"
     """How urgent the answer is: `flex` is the job's priority `low`, `priority` and `fast` are `high`, all else
@@ -241,6 +241,7 @@ class ResponseRequest(NullableSpec):
             tool_choice=choice,
             # None leaves it to the model; where a call is forced, there is then one.
             parallel_tool_calls=None if self.parallel_tool_calls else False,
+            truncation=self.truncation,
             stream=self.stream,
             priority=PRIORITY_OF_TIER[self.served_tier],
             metadata=self.metadata,

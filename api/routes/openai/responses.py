@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Owner
+from api.auth import Reach
 from api.dependencies import ApiDep, ServicesDep, SubmitterDep
 from api.routes.openai.field_names import openai_names
 from api.routes.openai.job_header import JOB_HEADER
@@ -55,7 +55,7 @@ async def create_response(
     it. How urgent it is says `service_tier` (`flex` is low, `priority` is high) or, before that, `x-tandem-priority`.
     """
     with openai_names("input", FIELD_NAMES):
-        spec = await run_in_threadpool(_spec, body, api.services, submitter.key.owner)
+        spec = await run_in_threadpool(_spec, body, api.services, submitter.key.reach)
         submitted = await run_in_threadpool(submitter.submit, scheduling.on(spec))
         job = submitted.job
         is_shared = body.background or submitter.idempotency_key is not None
@@ -71,7 +71,7 @@ async def create_response(
     return response_of(body, job)
 
 
-def _spec(body: ResponseRequest, services: Services, owner: str) -> TextGenerationSpec:
+def _spec(body: ResponseRequest, services: Services, owner: str | None) -> TextGenerationSpec:
     """The job, with what it keeps of the request. Raises UnknownResponse, InvalidRequest."""
     history = []
     if body.previous_response_id is not None:
@@ -111,7 +111,7 @@ async def _joined(first: JobEvent | None, rest: AsyncIterator[JobEvent]) -> Asyn
 async def get_response(
     response_id: str,
     api: ApiDep,
-    owner: Owner,
+    reach: Reach,
     stream: bool = False,
     starting_after: Annotated[
         int, Query(ge=BEFORE_THE_FIRST, description="With `stream`: only events of a higher `sequence_number`")
@@ -123,7 +123,7 @@ async def get_response(
     """
     if starting_after != BEFORE_THE_FIRST and not stream:
         raise InvalidRequest("`starting_after` needs `stream=true`", param="starting_after")
-    job = await run_in_threadpool(api.services.responses.get, response_id, owner)
+    job = await run_in_threadpool(api.services.responses.get, response_id, reach)
     body = request_of(job)
     if not stream:
         return response_of(body, job)
@@ -132,9 +132,9 @@ async def get_response(
 
 
 @router.post("/{response_id}/cancel")
-async def cancel_response(response_id: str, api: ApiDep, owner: Owner) -> ResponseView:
+async def cancel_response(response_id: str, api: ApiDep, reach: Reach) -> ResponseView:
     """Cancel a response in the background; one that has ended stays as it is."""
-    job = await run_in_threadpool(api.services.responses.get, response_id, owner)
+    job = await run_in_threadpool(api.services.responses.get, response_id, reach)
     body = request_of(job)
     if not body.background:
         raise InvalidRequest(
@@ -154,9 +154,9 @@ async def cancel_response(response_id: str, api: ApiDep, owner: Owner) -> Respon
 
 
 @router.delete("/{response_id}")
-def delete_response(response_id: str, services: ServicesDep, owner: Owner) -> Deleted:
+def delete_response(response_id: str, services: ServicesDep, reach: Reach) -> Deleted:
     """Show a response no more, and stop it if it is in progress. The job behind it is forgotten in its own time."""
-    services.responses.delete(response_id, owner)
+    services.responses.delete(response_id, reach)
     return Deleted(id=response_id, object="response")
 
 
@@ -164,13 +164,13 @@ def delete_response(response_id: str, services: ServicesDep, owner: Owner) -> De
 def list_input_items(
     response_id: str,
     services: ServicesDep,
-    owner: Owner,
+    reach: Reach,
     order: Literal["asc", "desc"] = "desc",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
     after: Annotated[str | None, Query(description="The `last_id` of the page before")] = None,
 ) -> Page[ItemView]:
     """The items that a response answers: those of the conversation before it, and its own."""
-    items = input_items(services.responses.get(response_id, owner))
+    items = input_items(services.responses.get(response_id, reach))
     if order == "desc":
         items.reverse()
     ids = [item.id for item in items]

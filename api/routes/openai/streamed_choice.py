@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from api.routes.openai.completion_answer import told_tokens
 from api.routes.openai.streamed_text import StreamedText
 from tandem.errors import WorkerLost
 
@@ -66,7 +67,7 @@ class StreamedChoice:
 
     def finish(self, text: dict[str, Any]) -> Iterator[NewText | NewCall]:
         """What of the result's text is still to be sent. Raises WorkerLost if the stream has lost or changed some."""
-        logprobs = text.get("logprobs")
+        logprobs = told_tokens(text) if "logprobs" in text else None
         # All of them as one event, which begins where the attempt has begun.
         self._written_logprobs = 0
         if new := self._new_text(self._text.finish(text["generated_text"]), logprobs):

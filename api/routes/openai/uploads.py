@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from api.auth import Owner
+from api.auth import Owner, Reach
 from api.dependencies import ApiDep, ServicesDep
 from api.routes.files import chunks_of
 from api.views import FileView
@@ -128,24 +128,26 @@ def create_upload(request: UploadRequest, api: ApiDep, owner: Owner) -> UploadVi
 
 @router.post("/{upload_id}/parts")
 def add_part(
-    upload_id: str, form: Annotated[PartForm, Form(media_type="multipart/form-data")], api: ApiDep
+    upload_id: str, form: Annotated[PartForm, Form(media_type="multipart/form-data")], api: ApiDep, reach: Reach
 ) -> PartView:
     """Send a part of the file, of at most 64 MB (TANDEM_PART_BYTES). Parts may be sent in any order, and beside each
     other.
     """
-    return PartView.of(api.services.uploads.add_part(upload_id, chunks_of(form.data), limit=api.settings.part_bytes))
+    limit = api.settings.part_bytes
+    return PartView.of(api.services.uploads.add_part(upload_id, chunks_of(form.data), limit=limit, owner=reach))
 
 
 @router.post("/{upload_id}/complete")
-def complete_upload(upload_id: str, completion: UploadCompletion, services: ServicesDep) -> UploadView:
+def complete_upload(upload_id: str, completion: UploadCompletion, services: ServicesDep, reach: Reach) -> UploadView:
     """Make a file of the parts. Their bytes together must be as many as were announced.
 
     Sent again, after an answer that was lost, it names the file of the first time.
     """
-    return UploadView.of(services.uploads.complete(upload_id, completion.part_ids, md5=completion.md5))
+    upload = services.uploads.complete(upload_id, completion.part_ids, md5=completion.md5, owner=reach)
+    return UploadView.of(upload)
 
 
 @router.post("/{upload_id}/cancel")
-def cancel_upload(upload_id: str, services: ServicesDep) -> UploadView:
+def cancel_upload(upload_id: str, services: ServicesDep, reach: Reach) -> UploadView:
     """End an upload without a file."""
-    return UploadView.of(services.uploads.cancel(upload_id))
+    return UploadView.of(services.uploads.cancel(upload_id, owner=reach))

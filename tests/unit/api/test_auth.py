@@ -38,7 +38,7 @@ def test_the_single_key_is_the_default_owner() -> None:
     client = app_of(ApiSettings(api_key=SecretStr("one-key")))
     assert client.get("/v1/whoami", headers=show("one-key")).json() == {
         "owner": "default",
-        "key": {"owner": "default", "weight": 1.0, "max_queued": None},
+        "key": {"owner": "default", "operator": True, "weight": 1.0, "max_queued": None},
     }
 
 
@@ -47,7 +47,7 @@ def test_a_key_of_the_file_has_its_owner_share_and_limit(file: KeysFile) -> None
     client = app_of(ApiSettings(api_key=SecretStr("one-key"), api_keys_file=file.path))
     assert client.get("/v1/whoami", headers=show(key)).json() == {
         "owner": "team-a",
-        "key": {"owner": "team-a", "weight": 2.0, "max_queued": 10},
+        "key": {"owner": "team-a", "operator": False, "weight": 2.0, "max_queued": 10},
     }
     assert client.get("/v1/whoami", headers=show("one-key")).json()["owner"] == "default"
 

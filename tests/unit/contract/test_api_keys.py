@@ -39,7 +39,7 @@ class TestReading:
     def test_the_single_key_stays_beside_the_file(self, file: KeysFile) -> None:
         key = file.add("team-a")
         keys = load(file, single="one-key")
-        assert keys.identify("one-key") == ApiKey(owner="default", weight=1.0, max_queued=None)
+        assert keys.identify("one-key") == ApiKey(owner="default", operator=True, weight=1.0, max_queued=None)
         assert keys.identify(key) == ApiKey(owner="team-a")
 
     @pytest.mark.parametrize(
@@ -64,6 +64,12 @@ class TestReading:
                 f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\n[[keys]]\nname = "b"\nsha256 = "{DIGEST}"',
                 "two keys have the sha256",
             ),
+            (
+                f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\n'
+                f'[[keys]]\nname = "b"\nowner = "a"\nsha256 = "{"b" * 64}"\nweight = 2',
+                "the keys of owner 'a' must have one `weight`",
+            ),
+            (f'[[keys]]\nname = "a"\nsha256 = "{DIGEST}"\noperator = "yes"', "keys.0.operator: Input should be"),
         ],
     )
     def test_a_faulty_file_stops_the_start_with_its_place(self, file: KeysFile, text: str, fault: str) -> None:
@@ -73,9 +79,17 @@ class TestReading:
         assert fault in caught.value.message
         assert caught.value.param == "TANDEM_API_KEYS_FILE"
 
+    def test_several_keys_may_have_one_owner_and_a_key_may_be_an_operators(self, file: KeysFile) -> None:
+        """A key reaches what its owner's keys have made; an operator's reaches everything."""
+        ann, bob = file.add("ann", owner="team"), file.add("bob", owner="team", operator=True)
+        keys = load(file)
+        assert keys.identify(ann) == ApiKey(owner="team")
+        assert keys.identify(bob) == ApiKey(owner="team", operator=True)
+        assert (ApiKey(owner="team").reach, ApiKey(owner="team", operator=True).reach) == ("team", None)
+
     def test_a_file_without_keys_does_when_there_is_the_single_one(self, file: KeysFile) -> None:
         file.path.write_text("")
-        assert load(file, single="one-key").identify("one-key") == ApiKey(owner="default")
+        assert load(file, single="one-key").identify("one-key") == ApiKey(owner="default", operator=True)
         with pytest.raises(ConfigurationError, match="nobody could get in"):
             load(file)
 
@@ -213,13 +227,15 @@ class TestEditing:
 class TestCommand:
     def test_new_prints_the_key_once_and_list_and_revoke_follow(self, file: KeysFile) -> None:
         run = CliRunner(env={"TANDEM_API_KEYS_FILE": str(file.path)})
-        made = run.invoke(app, ["keys", "new", "team-a", "--weight", "2.5", "--max-queued", "7"])
+        options = ["--owner", "team-a", "--operator", "--weight", "2.5", "--max-queued", "7"]
+        made = run.invoke(app, ["keys", "new", "ann", *options])
         assert made.exit_code == 0, made.output
-        assert load(file).identify(made.stdout.strip()) == ApiKey(owner="team-a", weight=2.5, max_queued=7)
+        known = ApiKey(owner="team-a", operator=True, weight=2.5, max_queued=7)
+        assert load(file).identify(made.stdout.strip()) == known
         listed = run.invoke(app, ["keys", "list"]).stdout
-        assert ["team-a", "2.5", "7"] in [line.split() for line in listed.splitlines()]
+        assert ["ann", "team-a", "yes", "2.5", "7"] in [line.split() for line in listed.splitlines()]
         assert made.stdout.strip() not in listed
-        assert run.invoke(app, ["keys", "revoke", "team-a"]).exit_code == 0
+        assert run.invoke(app, ["keys", "revoke", "ann"]).exit_code == 0
         assert run.invoke(app, ["keys", "list"]).stdout.startswith("no keys yet")
 
     @pytest.mark.parametrize(
