@@ -30,6 +30,7 @@ class Attempt:
         self._stopped: AttemptStopped | None = None
         self._on_stop: list[Callable[[], None]] = []
         self._events: list[Event] = []
+        self._leave: Callable[[], Any] = lambda: None
         self.sending = threading.Lock()
         """Held by whoever sends the buffered events: they keep their order."""
 
@@ -88,6 +89,14 @@ class Attempt:
         Raises Superseded, QueueUnavailable.
         """
         self._jobs.save_checkpoint(self.job.id, self.fence, checkpoint)
+
+    def leave(self, make: Callable[[], Any]) -> None:
+        """If the job ends without success, its result is what `make` gives then."""
+        self._leave = make
+
+    def left(self) -> Any:
+        """The result of a job that ends now without success. Raises what making it raises."""
+        return self._leave()
 
     def of_row(self, job: Job) -> "Attempt":
         """An execution of one row of this job, as `job` says: with its deadline; who runs the rows stops it.

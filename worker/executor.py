@@ -128,6 +128,8 @@ class JobExecutor:
         is_dead: bool = False,
     ) -> None:
         job = attempt.job
+        if state is not JobState.SUCCEEDED:
+            result = _left(attempt)
         if self._write(
             attempt,
             lambda: self._jobs.finish(job.id, attempt.fence, state, result=result, failure=failure, is_dead=is_dead),
@@ -153,6 +155,15 @@ class JobExecutor:
                 pause = min(2 * pause, LAST_RETRY_SECONDS)
             else:
                 return True
+
+
+def _left(attempt: Attempt) -> Any:
+    try:
+        return attempt.left()
+    except Exception:
+        # The end itself, and its reason, are not to wait for what is only told beside them.
+        log.warning("%s ends without what it was to leave", attempt.job.id, exc_info=True)
+        return None
 
 
 def _unforeseen(failure: Failure, error: Exception) -> Exception | None:

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,12 @@ from worker.lease import LeaseKeeper
 from worker.monitor import JobMonitor
 from worker.reaper import Reaper
 from worker.reporter import Reporter
+from worker.runners.batch import BatchRunner
 from worker.ticket_consumer import TicketConsumer
 
+POISON = "poison"
+"""A row of a shard that asks this kills its worker."""
+ROWS_AT_ONCE = 4
 RELEASE_SECONDS = 10.0
 """As in WorkerService: after the drain's grace, for runners to stop and their jobs to be released."""
 
@@ -107,6 +112,12 @@ class LightRunner:
         return document.decode()
 
 
+def answer_row(row: Attempt) -> dict[str, str]:
+    if row.job.spec["inputs"] == POISON:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"said": row.job.spec["inputs"]}
+
+
 class LightWorker:
     """The parts of WorkerService that need no torch, put together as there."""
 
@@ -127,8 +138,9 @@ class LightWorker:
         )
         self._monitor = JobMonitor(self._consumer.tell_monitors, self._consumer.flush_events)
         runner = LightRunner(Ledger(Path(options.folder)), artifacts)
+        shards = BatchRunner(answer_row, lambda _model, _task: nullcontext(), artifacts, rows_at_once=ROWS_AT_ONCE)
         self._executor = JobExecutor(
-            jobs, self._leases, self._reporter, self._monitor, {"inference": runner}, worker_id
+            jobs, self._leases, self._reporter, self._monitor, {"inference": runner, "batch": shards}, worker_id
         )
         self._drain_asked = threading.Event()
 

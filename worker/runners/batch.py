@@ -4,19 +4,21 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any
 
 from tandem.artifacts import ArtifactStore
-from tandem.errors import AttemptStopped, TandemError
+from tandem.errors import AttemptStopped, TandemError, WorkerLost
 from tandem.job import Failure, Job
 from tandem.shard_rows import RowAnswer, ShardRow, read_shard
 from tandem.specs import PRIORITIES, Priority, Task
 from tandem.specs.batch import BatchSpec
 from worker.attempt import Attempt
+from worker.runners.row_suspects import LOSSES_ALONE
 from worker.runners.shard_answers import SAVE_SECONDS, ShardAnswers
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,14 @@ ROW_TRIES = 2
 URGENT_SHARE = 0.1
 """Of the time that a batch has. In the last part of it its rows no longer wait for interactive work."""
 URGENT: Priority = "normal"
+AWAY_SECONDS = 0.5
+"""Between two tries to record what is about to run while Redis is away."""
+CONDEMNED = Failure.of(
+    WorkerLost(
+        f"the worker died or fell silent {LOSSES_ALONE} times while it ran this row and no other of its shard; it is "
+        "not tried again, and the batch's other rows are answered"
+    )
+)
 
 
 class BatchRunner:
@@ -53,26 +63,40 @@ class BatchRunner:
         spec = BatchSpec.model_validate(attempt.job.spec)
         answers = ShardAnswers(attempt, self._artifacts, spec.count)
         rows = read_shard(self._artifacts.chunks(spec.rows.removeprefix("artifact-")))
+        for condemned in answers.suspects.condemned:
+            if not answers.has(condemned):
+                log.warning("row %d of %s kills its workers", condemned, spec.batch)
+                answers.add(RowAnswer(condemned, time.time(), failure=CONDEMNED))
+        answers.save()
+        if answers.suspects.is_news:
+            answers.record()
         left = sorted((row for row in rows if not answers.has(row.row)), key=_beginning)
+        others, suspects = answers.suspects.set_apart(left)
         with self._pin(spec.model, spec.task):
-            self._run_rows(attempt, spec, left, answers)
+            self._run_rows(attempt, spec, others, answers, at_once=self._rows_at_once)
+            answers.save()  # a suspect may be the end of this process
+            self._run_rows(attempt, spec, suspects, answers, at_once=1)
         return answers.result()
 
-    def _run_rows(self, attempt: Attempt, spec: BatchSpec, rows: Iterable[ShardRow], answers: ShardAnswers) -> None:
+    def _run_rows(
+        self, attempt: Attempt, spec: BatchSpec, rows: Iterable[ShardRow], answers: ShardAnswers, *, at_once: int
+    ) -> None:
         running = RunningRows(attempt)
-        waiting = iter(rows)
-        futures: set[Future[RowAnswer]] = set()
-        with ThreadPoolExecutor(self._rows_at_once, thread_name_prefix=f"{attempt.job.id}-row") as threads:
+        waiting = deque(rows)
+        futures: dict[Future[RowAnswer], int] = {}
+        with ThreadPoolExecutor(at_once, thread_name_prefix=f"{attempt.job.id}-row") as threads:
             try:
-                while True:
-                    for row in islice(waiting, self._rows_at_once - len(futures)):
-                        futures.add(threads.submit(self._answer, attempt, spec, row, running))
-                    if not futures:
-                        return
+                while waiting or futures:
+                    while waiting and len(futures) < at_once:
+                        upcoming = [row.row for row in islice(waiting, at_once)]
+                        _tell_before(attempt, answers, upcoming, futures.values())
+                        row = waiting.popleft()
+                        futures[threads.submit(self._answer, attempt, spec, row, running)] = row.row
                     attempt.check()
                     ended = wait(futures, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED).done
-                    futures -= _added(ended, answers)
-                    for stopped in ended & futures:
+                    for answered in _added(ended, answers):
+                        del futures[answered]
+                    for stopped in ended & futures.keys():
                         stopped.result()  # raises what stopped it
                     answers.save_if_due()
             except AttemptStopped:
@@ -147,6 +171,21 @@ class RunningRows:
             self._shard.check()
         except AttemptStopped as reason:
             self.stop(reason)
+
+
+def _tell_before(attempt: Attempt, answers: ShardAnswers, upcoming: Sequence[int], in_flight: Iterable[int]) -> None:
+    """The job's record knows of the first upcoming row before it begins; those behind it are told at once with it.
+
+    Waits while Redis is away. Raises what stops the attempt.
+    """
+    first, *others = upcoming
+    if not answers.suspects.begin(first, [*in_flight, *others]):
+        return
+    stopped = threading.Event()
+    attempt.on_stop(stopped.set)
+    while not answers.record():
+        stopped.wait(AWAY_SECONDS)
+        attempt.check()
 
 
 def _added(ended: set[Future[RowAnswer]], answers: ShardAnswers) -> set[Future[RowAnswer]]:

@@ -22,10 +22,11 @@ from tandem.specs.methods import AdaLoraMethod, AnyMethod, LohaMethod, LoraMetho
 from tandem.training_rows import RowFile, labels_of
 from worker.apart import ApartAdapter, read_served
 from worker.attempt import Attempt
-from worker.loading import ResidentModel
 from worker.residency import ResidentModels
+from worker.resident_model import ResidentModel
 from worker.runners.training_checkpoints import JobCheckpoints, PublishedCheckpoints
 from worker.stall import StallWatch
+from worker.training.checkpoint import history_in
 from worker.training.curve import loss_picture, loss_table
 from worker.training.loop import train
 from worker.training.room import TrainingRoom
@@ -113,6 +114,8 @@ class FineTuneRunner:
         published = PublishedCheckpoints(
             self._adapters, adapter, attempt, limit=spec.save_total_limit, manifest=manifest
         )
+        course: list[dict[str, Any]] = []
+        attempt.leave(lambda: {"files": self._result_files(attempt, adapter, course)} if course else None)
         assert resident.tokenizer is not None, "what is learned, is learned from texts"
         with (
             tempfile.TemporaryDirectory(prefix="tandem-training-") as name,
@@ -121,6 +124,16 @@ class FineTuneRunner:
             ) as check,
         ):
             folder = Path(name) / "adapter"
+            resume_from = checkpoints.fetch(Path(name) / "checkpoint")
+
+            def note(event: dict[str, Any]) -> None:
+                if event["type"] == "resumed":
+                    assert resume_from is not None
+                    course.extend(history_in(resume_from))
+                elif event["type"] in ("metrics", "evaluation"):
+                    course.append(event)
+                attempt.report(event["type"], _without_type(event))
+
             try:
                 outcome = train(
                     resident.model,
@@ -134,10 +147,10 @@ class FineTuneRunner:
                     method=spec.method,
                     hyperparameters=spec.hyperparameters,
                     turns=self._turns,
-                    on_event=lambda event: attempt.report(event["type"], _without_type(event)),
+                    on_event=note,
                     check=check,
                     folder=folder,
-                    resume_from=checkpoints.fetch(Path(name) / "checkpoint"),
+                    resume_from=resume_from,
                     on_checkpoint=checkpoints.store,
                     on_adapter=published.publish if spec.publish_checkpoints else None,
                     report_to=spec.report_to,

@@ -15,17 +15,18 @@ from tandem.artifacts import ArtifactStore
 from tandem.errors import TandemError
 from tandem.job import Failure
 from tandem.specs import AnyInferenceSpec, InferenceSpec, Task, TextGenerationSpec
-from tandem.specs.finetune import RESIDENT_TASK, TEXT_TO_TEXT
+from tandem.specs.finetune import EMBEDDING, RESIDENT_TASK, TEXT_TO_TEXT
 from worker.adapter_cache import AdapterCache
 from worker.apart import read_served, read_text_to_text
 from worker.attempt import Attempt
 from worker.encoders import EncoderBatcher
 from worker.encoders.adapter_task import AdapterParameters, AdapterTask
 from worker.encoders.encoder_adapter import EncoderAdapter, read_encoder_adapter
-from worker.loading import ADAPTERS, ResidentModel, one_loads, resident_task
+from worker.loading import one_loads
 from worker.media.limits import MediaLimits
 from worker.media.reader import MediaReader
 from worker.residency import ResidentModels
+from worker.resident_model import ADAPTERS, ResidentModel, resident_task
 from worker.runners.text_generation import TextGenerationRunner
 from worker.tasks import PipelineTask
 from worker.tasks.batched_task import BatchedTask
@@ -100,20 +101,25 @@ class InferenceRunner:
         self, spec: AnyInferenceSpec, resident: ResidentModel
     ) -> Iterator[tuple[EncoderBatcher, BatchedTask[Any, Any], Any]]:
         """Who runs the job while the block lasts, what the task is to it, and with which parameters."""
-        if spec.adapter is None:
+        # Once there are adapters, the base's embeddings share their forwards.
+        joins_adapters = spec.task in EMBEDDING and ADAPTERS in resident.batchers
+        if spec.adapter is None and not joins_adapters:
             batcher = resident.batchers.get(spec.task)
             yield batcher, batcher.task, spec.parameters
         elif spec.task in TEXT_TO_TEXT:
             assert resident.apart is not None, "an encoder-decoder has trees"
+            assert spec.adapter is not None, "without one it has a batcher of its own"
             written = self._text_to_text_adapters.get(spec.adapter, resident.model)
             with resident.apart.use(written, spec.task) as batcher:
                 yield batcher, batcher.task, spec.parameters
         else:
-            adapter = self._encoder_adapters.get(spec.adapter, resident.model)
-            adapter.check_does(spec.task)
+            adapter = None if spec.adapter is None else self._encoder_adapters.get(spec.adapter, resident.model)
+            if adapter is not None:
+                adapter.check_does(spec.task)
             batcher = resident.batchers.get(ADAPTERS)
-            task = cast("AdapterTask", batcher.task).task_of(adapter)
-            yield batcher, task, AdapterParameters(adapter, spec.parameters)
+            all_adapters = cast("AdapterTask", batcher.task)
+            all_adapters.body.pinned_adapters = self._encoder_adapters.pinned(resident.entry.name)
+            yield batcher, all_adapters.task_of(adapter), AdapterParameters(adapter, spec.parameters)
 
     def _read(
         self, attempt: Attempt, spec: AnyInferenceSpec, task: PipelineTask[Any], values: Many[Any], first: int

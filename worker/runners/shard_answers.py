@@ -12,6 +12,7 @@ from tandem.artifacts import ArtifactStore
 from tandem.errors import QueueUnavailable
 from tandem.shard_rows import RowAnswer
 from worker.attempt import Attempt
+from worker.runners.row_suspects import RowSuspects
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,15 @@ class ShardAnswers:
     def __init__(self, attempt: Attempt, artifacts: ArtifactStore, total: int) -> None:
         """Goes on from what an earlier attempt has left in the job's record."""
         left = attempt.job.checkpoint or {"files": {}, "done": [], "completed": 0, "failed": 0}
+        self.suspects = RowSuspects(left.get("suspects"), attempt.job.crashes)
         self._attempt = attempt
         self._artifacts = artifacts
         self._total = total
         self._parts: list[str] = list(left["files"].values())
         self._done: set[int] = set(left["done"])
         self._completed, self._failed = int(left["completed"]), int(left["failed"])
+        self._kept = left
+        """What the parts hold, as the job's checkpoint says it."""
         self._unsaved: list[RowAnswer] = []
         self._unsaved_bytes = 0
         self._unrecorded = False
@@ -78,18 +82,20 @@ class ShardAnswers:
         self._write()
         if not self._unrecorded:
             return
-        checkpoint = {
-            "files": {f"part-{number}": digest for number, digest in enumerate(self._parts)},
-            "done": sorted(self._done),
-            "completed": self._completed,
-            "failed": self._failed,
-        }
+        self.record()
+
+    def record(self) -> bool:
+        """Keep in the job's record which parts there are, and the suspects. False: Redis is away.
+
+        Raises Superseded.
+        """
         try:
-            self._attempt.save_checkpoint(checkpoint)
+            self._attempt.save_checkpoint({**self._kept, "suspects": self.suspects.record()})
         except QueueUnavailable as error:
             log.warning("%s: its answers are recorded later: %s", self._attempt.job.id, error.message)
-            return
+            return False
         self._unrecorded = False
+        return True
 
     def result(self) -> dict[str, Any]:
         """The job's result, once every row has its answer."""
@@ -104,4 +110,10 @@ class ShardAnswers:
         # In order, so that parts can be merged without holding them.
         ordered = sorted(self._unsaved, key=lambda answer: answer.row)
         self._parts.append(self._artifacts.put_stream(answer.line() for answer in ordered).digest)
+        self._kept = {
+            "files": {f"part-{number}": digest for number, digest in enumerate(self._parts)},
+            "done": sorted(self._done),
+            "completed": self._completed,
+            "failed": self._failed,
+        }
         self._unsaved, self._unsaved_bytes, self._unrecorded = [], 0, True

@@ -110,13 +110,8 @@ class TextAnswers:
             places = zip(generated.token_ids, generated.token_logprobs, generated.top_logprobs, strict=True)
             row["logprobs"] = self._logprobs.told(starmap(Chosen, places))
         if self._spec.parameters.prompt_logprobs:
-            row["prompt_logprobs"] = self._of_prompt(prompt, generated)
+            row["prompt_logprobs"] = self._logprobs.of_prompt(prompt, generated.prompt_logprobs)
         return row
-
-    def _of_prompt(self, tokens: tuple[int, ...], generated: Generated) -> list[dict[str, Any]]:
-        """The prompt's tokens; the first follows nothing, and has no log-probability."""
-        first = {**self._logprobs.told([Chosen(tokens[0], 0.0)])[0], "logprob": None}
-        return [first, *self._logprobs.told(generated.prompt_logprobs)]
 
     def _with_calls(self, number: int, generated: Generated, prompt: tuple[int, ...]) -> dict[str, Any]:
         read = None

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from tandem.errors import AttemptStopped, UnsupportedTask
@@ -17,13 +18,14 @@ from worker.engine.adapters.weights import AdapterWeights
 from worker.engine.loop import EngineLoop
 from worker.engine.sequence import Generated, Sequence
 from worker.engine.tokens.sampling import Constraint
-from worker.loading import ResidentModel
 from worker.media.reader import MediaReader
+from worker.resident_model import ResidentModel
 from worker.runners.text_answers import TextAnswers
 from worker.runners.text_stream import TextStream
 from worker.runners.tool_constraint import ToolConstraint
 from worker.tasks.prompts import Prompt, encode_prompt, has_calls
 from worker.tasks.text_generation import TextGenerationByGenerate
+from worker.tasks.truncation import Chat, without_oldest_turns
 
 ResultT = TypeVar("ResultT")
 
@@ -46,6 +48,8 @@ class TextGenerationRunner:
         adapter = None if spec.adapter is None else self._adapters.get(spec.adapter, resident.model)
         if isinstance(adapter, ApartAdapter):
             return self._apart(attempt, spec, resident, media, adapter)
+        if adapter is not None:
+            resident.engine.engine.pinned_adapters = self._adapters.pinned(resident.entry.name)
         return self._by_engine(attempt, spec, resident, adapter)
 
     def _by_engine(
@@ -57,7 +61,7 @@ class TextGenerationRunner:
         streams: list[TextStream] = []
         sequences: list[Sequence] = []
         for prompt in spec.prompts:
-            tokens = encode_prompt(resident.tokenizer, spec, prompt)
+            tokens = _encoded(spec, prompt, resident, adapter)
             for choice in range(spec.parameters.n):
                 stream = answers.stream(attempt, len(sequences))
                 on_text = None if stream is None or not spec.parameters.max_new_tokens else stream.tell
@@ -137,6 +141,12 @@ class TextGenerationRunner:
                 "tokens, without `prompt_logprobs`",
                 param="parameters.prompt_logprobs",
             )
+        if spec.truncation == "auto":
+            raise UnsupportedTask(
+                f"{served!r} is served by the library's generate(), which leaves no turns out; leave out "
+                "`truncation`, and send a shorter chat",
+                param="truncation",
+            )
         if spec.must_call:
             raise UnsupportedTask(
                 f"{served!r} is served by the library's generate(), which cannot be held to a call; set "
@@ -163,6 +173,21 @@ def _read(spec: TextGenerationSpec, prompt: Prompt, task: TextGenerationByGenera
     if spec.parameters.suffix is None and not spec.offered_tools and not has_calls(prompt):
         return task.read(prompt, media, "inputs")
     return encode_prompt(task.pipeline.tokenizer, spec, prompt)
+
+
+def _encoded(
+    spec: TextGenerationSpec, prompt: Prompt, resident: ResidentModel, adapter: AdapterWeights | None
+) -> list[int]:
+    """A prompt's token ids; a chat may have to leave its oldest turns out."""
+    assert resident.engine is not None
+    assert resident.tokenizer is not None
+    encode = partial(encode_prompt, resident.tokenizer, spec)
+    if spec.truncation == "disabled":
+        return encode(prompt)
+    context = resident.engine.engine.max_context
+    virtual = 0 if adapter is None or adapter.prefix is None else adapter.prefix.length
+    room = context - virtual - min(spec.parameters.max_new_tokens, context // 2)
+    return encode(without_oldest_turns(cast("Chat", prompt), lambda chat: len(encode(chat)) <= room))
 
 
 def sequence_parameters(spec: TextGenerationSpec, choice: int) -> GenerationParameters:

@@ -30,24 +30,36 @@ class TextStream:
         self._which = {"index": choice} if is_one_of_several else {}
         self._reader = reader
         self._logprobs = logprobs
+        self._before = ""
+        """What comes before the text, until it is told."""
         self._told_tokens = 0
         self._sequence: Sequence | None = None
 
     def begin(self, text: str, sequence: Sequence) -> None:
-        """Tell what comes before the text that a sequence will write; before the engine has it."""
-        self._sequence = sequence
-        if text:
-            self._attempt.report("tokens", {"text": text, **self._which, **self._no_logprobs})
+        """Tell what comes before the text that a sequence will write; before the engine has it.
+
+        Where the log-probabilities of the prompt are asked for, it waits for them: until the text begins.
+        """
+        self._sequence, self._before = sequence, text
+        if not sequence.parameters.prompt_logprobs:
+            self._tell_before()
 
     def tell(self, text: str) -> None:
         self._report([Said(text)] if self._reader is None else self._reader.push(text))
 
     def finish(self) -> None:
-        """Tell what was held back, since it might have become a call."""
+        """Tell what was held back, since it might have become a call; or what nothing came after."""
+        self._tell_before()
         if self._reader is not None:
             self._report(self._reader.finish())
 
+    def _tell_before(self) -> None:
+        text, self._before = self._before, ""
+        if text:
+            self._attempt.report("tokens", {"text": text, **self._which, **self._prompt_logprobs()})
+
     def _report(self, heard: list[Heard]) -> None:
+        self._tell_before()
         for each in heard:
             match each:
                 case Said(text):
@@ -69,9 +81,14 @@ class TextStream:
         places = [Chosen(*place) for place in zip(*(column[since] for column in columns), strict=True)]
         return {"logprobs": self._logprobs.told(places)}
 
-    @property
-    def _no_logprobs(self) -> dict[str, Any]:
-        return {} if self._logprobs is None else {"logprobs": []}
+    def _prompt_logprobs(self) -> dict[str, Any]:
+        """Of the prompt's tokens, if they are asked for."""
+        if self._logprobs is None:
+            return {}
+        assert self._sequence is not None
+        if not self._sequence.parameters.prompt_logprobs:
+            return {"logprobs": []}
+        return {"logprobs": self._logprobs.of_prompt(self._sequence.prompt_tokens, self._sequence.prompt_logprobs)}
 
 
 def call_id(job_id: str, choice: int, call: int) -> str:

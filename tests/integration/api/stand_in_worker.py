@@ -16,7 +16,7 @@ from tandem.job_store import Claim, JobStore
 from tandem.settings import Role, Settings
 from tandem.tickets import lane
 
-TAKE_SECONDS = 10.0
+TAKE_SECONDS = 30.0
 """How long a ticket may take to come before the test has failed."""
 BLOCK_SECONDS = 0.5
 """One blocking read: shorter than the client's socket timeout, and how late a delayed job is noticed."""
@@ -59,8 +59,9 @@ class StandInWorker:
     def succeed(self, claim: Claim, result: Any) -> None:
         self.jobs.finish(claim.job.id, claim.fence, JobState.SUCCEEDED, result=result)
 
-    def fail(self, claim: Claim, error: BaseException) -> None:
-        self.jobs.finish(claim.job.id, claim.fence, JobState.FAILED, failure=Failure.of(error))
+    def fail(self, claim: Claim, error: BaseException, left: Any = None) -> None:
+        """`left` is what the attempt leaves as the job's result."""
+        self.jobs.finish(claim.job.id, claim.fence, JobState.FAILED, result=left, failure=Failure.of(error))
 
     def bury(self, claim: Claim, error: BaseException) -> None:
         """Fail for a passing reason with all tries used up: a dead letter."""
