@@ -54,9 +54,11 @@ bench: install  ## run the benchmarks, each against its peer in one run
 	@PYTHONPATH=. $(BIN)/python bench/generate.py
 	@PYTHONPATH=. $(BIN)/python bench/adapters.py
 	@PYTHONPATH=. $(BIN)/python bench/latency.py
+	@PYTHONPATH=. $(BIN)/python bench/streams.py
 	@PYTHONPATH=. $(BIN)/python bench/encoders.py
 	@PYTHONPATH=. $(BIN)/python bench/batch.py
 	@PYTHONPATH=. $(BIN)/python bench/co_serving.py
+	@PYTHONPATH=. $(BIN)/python bench/finetune.py
 	@PYTHONPATH=. $(BIN)/python bench/quality.py
 
 chaos: install  ## try to break the promise about jobs: 1,000 kills of workers, 100 of the server; about 15 minutes

@@ -15,6 +15,7 @@ from api.batches.clerk import Clerk
 from api.body_limit import BodyLimit
 from api.dependencies import Api
 from api.errors import ErrorBody
+from api.open_requests import OpenRequests, most_open_requests
 from api.request_id import RequestId
 from api.routes import adapters, dead_letters, files, health, hf, jobs, lanes, metrics, models
 from api.routes import webhooks as webhook_endpoints
@@ -71,6 +72,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(RequireKey, keys=keys)
+    # Before its key is looked at, so that a refusal costs next to nothing.
+    app.add_middleware(OpenRequests, most=most_open_requests())
     app.add_middleware(RequestId)
     app.add_middleware(AnswerHeaders)
     if settings.cors_origins:

@@ -1,6 +1,6 @@
 """What the API shows: one model for each object, the public fields alone."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -164,7 +164,7 @@ class ResidencyView(BaseModel):
     worker: str
     device: str
     task: Task = Field(description="That its weights and head are loaded for")
-    bytes: int = Field(description="Of its weights on the device")
+    bytes: int = Field(description="On the device: weights, their copies, keys and values, adapters")
     load_seconds: float
 
     @classmethod
@@ -260,8 +260,9 @@ class AdapterView(BaseModel):
         description="Of an imported adapter: whether its shapes were also compared with the base's weights, which "
         "may not be on the API's machine. What is left, the first worker that loads it checks."
     )
+    pinned: bool = Field(description="Whether it keeps its slot on every worker that has loaded it")
     created_at: float
 
     @classmethod
-    def of(cls, manifest: AdapterManifest) -> Self:
-        return cls(**manifest.model_dump(exclude={"files"}))
+    def of(cls, manifest: AdapterManifest, pinned: Collection[str] = ()) -> Self:
+        return cls(**manifest.model_dump(exclude={"files"}), pinned=manifest.id in pinned)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -32,11 +31,13 @@ class Waiting:
 
     async def events(self) -> AsyncIterator[JobEvent]:
         """The job's events until it has ended. Raises WaitTimeout, QueueUnavailable naming the job."""
-        deadline = time.monotonic() + self._api.settings.wait_seconds
+        deadline = asyncio.get_running_loop().time() + self._api.settings.wait_seconds
         reader = aiter(read_events(self._api.events, self._id))
         while True:
             try:
-                event = await asyncio.wait_for(anext(reader), deadline - time.monotonic())
+                # Not by wait_for, which makes a task for each event.
+                async with asyncio.timeout_at(deadline):
+                    event = await anext(reader)
             except StopAsyncIteration:
                 return
             except TimeoutError:

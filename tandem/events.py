@@ -42,12 +42,13 @@ async def read_events(
     Raises QueueUnavailable when the server is gone; the reader may go on later from the last id.
     """
     key = f"{PREFIX}events:{job_id}"
-    if after == BEGINNING and (submitted := await _submitted(client, job_id)):
+    # The record is asked before the events are read: an end between the two is then read as an event. While events
+    # come it is not asked again, for the end is one of them.
+    submitted, is_over = await _record(client, job_id)
+    if after == BEGINNING and submitted is not None:
         yield submitted
     while True:
         with queue_errors():
-            # Asked before the events are read: an end between the two is then read as an event.
-            is_over = await _is_over(client, job_id)
             answer = await client.xread(
                 {key: after}, count=READ_COUNT, block=None if is_over else int(BLOCK_SECONDS * 1000)
             )
@@ -56,6 +57,7 @@ async def read_events(
             if is_over:
                 return
             yield None
+            _, is_over = await _record(client, job_id)
         for event_id, fields in entries:
             after = event_id
             event = JobEvent(event_id, fields["type"], json.loads(fields["data"]))
@@ -64,19 +66,17 @@ async def read_events(
                 return
 
 
-async def _submitted(client: redis.asyncio.Redis, job_id: str) -> JobEvent | None:
-    """The first event of every job. It is not in the stream, which costs more memory than a queued job's record."""
+async def _record(client: redis.asyncio.Redis, job_id: str) -> tuple[JobEvent | None, bool]:
+    """The first event of every job, and whether the job has ended; of one that is forgotten, None and True.
+
+    That event is not in the stream, which costs more memory than a queued job's record.
+    """
     with queue_errors():
-        created_at = await client.hget(f"{PREFIX}job:{job_id}", "created_at")
-    if created_at is None:
-        return None
+        created_at, state = await client.hmget(f"{PREFIX}job:{job_id}", ["created_at", "state"])
+    if created_at is None or state is None:
+        return None, True
     data = {"state": str(JobState.QUEUED), "attempt": 0, "at": float(created_at) / 1000}
-    return JobEvent(FIRST, "state", data)
-
-
-async def _is_over(client: redis.asyncio.Redis, job_id: str) -> bool:
-    state = await client.hget(f"{PREFIX}job:{job_id}", "state")
-    return state is None or JobState(str(state)).is_terminal
+    return JobEvent(FIRST, "state", data), JobState(str(state)).is_terminal
 
 
 def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:

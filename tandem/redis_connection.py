@@ -68,6 +68,9 @@ def connect_async(url: str, *, socket_timeout: float, max_connections: int) -> r
     address = RedisUrl.parse(url)
     options = {
         **_server_options(address, socket_timeout),
+        # Longer than in `connect`: here it also counts what the event loop does meanwhile. A thousand clients that
+        # came at the same moment kept it so busy that half of them were told that the server does not answer.
+        "socket_connect_timeout": socket_timeout,
         "max_connections": max_connections,
         # As in `connect`; redis-py's own default waits for seconds between ten tries.
         "retry": AsyncRetry(NoBackoff(), 1, (redis.ConnectionError,)),

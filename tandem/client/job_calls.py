@@ -17,7 +17,7 @@ from tandem.client.scheduling import SchedulingOptions, scheduling_fields
 from tandem.client.token_text import new_text
 from tandem.client.transport import Transport, error_of
 from tandem.errors import InvalidRequest, TandemError
-from tandem.job import JobEvent
+from tandem.job import JobEvent, JobState
 
 WINDOW = 64
 """Jobs that `map` keeps in flight: twice the sequences that one engine runs together by default."""
@@ -135,7 +135,7 @@ class JobCalls:
         """
         for _ in self.events(job, timeout=timeout):
             pass
-        return self._read("GET", f"/jobs/{id_of(job)}/result")
+        return self._result(job)
 
     def run(
         self,
@@ -226,9 +226,10 @@ class JobCalls:
         )
         has_ended = False
         try:
-            yield from new_text(self.events(job, timeout=timeout))
+            state = yield from new_text(self.events(job, timeout=timeout))
             has_ended = True
-            self.wait(job)  # for its failure, if it has one
+            if state != JobState.SUCCEEDED:
+                self._result(job)  # for what it failed with
         finally:
             if not has_ended:
                 # The error that ended the stream, if one did, is the one to show.
@@ -242,6 +243,10 @@ class JobCalls:
         """
         content: bytes = self._transport.request("GET", str(file["path"]).removeprefix("/v1")).content
         return content
+
+    def _result(self, job: JobHandle | str) -> Any:
+        """Of a job that has ended. Raises what it failed with."""
+        return self._read("GET", f"/jobs/{id_of(job)}/result")
 
     def _upload_media(self, content: bytes) -> str:
         return str(self._upload("media", io.BytesIO(content), "user_data").json()["id"])

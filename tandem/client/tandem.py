@@ -178,6 +178,17 @@ class Tandem(BatchCalls):
             ) from error
         return target
 
+    def pin_adapter(self, adapter_id: str) -> Adapter:
+        """Let an adapter keep its slot on every worker, from its first use there on; an operator's call.
+
+        Raises InvalidRequest where all slots but one are taken by pinned ones, UnknownAdapter.
+        """
+        return Adapter.read(self._read("POST", f"/adapters/{adapter_id}/pin"))
+
+    def unpin_adapter(self, adapter_id: str) -> Adapter:
+        """Let it leave its slot as others do. Raises UnknownAdapter."""
+        return Adapter.read(self._read("POST", f"/adapters/{adapter_id}/unpin"))
+
     def delete_adapter(self, adapter_id: str) -> None:
         """Withdraw an adapter: no new job may name it. Raises UnknownAdapter."""
         self._transport.request("DELETE", f"/adapters/{adapter_id}", repeatable=False)

@@ -20,7 +20,7 @@ from tandem.job_store import Share
 from tandem.services import Services
 from tandem.settings import Settings
 
-SOON = 10.0
+SOON = 30.0
 POLL_SECONDS = 0.02
 SHORT_LEASE_SECONDS = 0.2
 """Until a batch that is left after an error is taken again."""

@@ -72,7 +72,6 @@ def test_tokens_are_listed_with_their_places_in_the_text() -> None:
         ({"best_of": 2, "stream": True}, "`best_of` is chosen when"),
         ({"max_tokens": 0}, "`max_tokens` is 0"),
         ({"echo": True, "suffix": "x"}, "`echo` and `suffix` exclude"),
-        ({"echo": True, "logprobs": 1, "stream": True}, "`logprobs` of an echoed prompt"),
         ({"min_tokens": 20}, r"`min_tokens` \(20\) is more than `max_tokens` \(16\)"),
         ({"prompt": [{"role": "user", "content": "x"}]}, "valid string"),
         ({"prompt": ["x"] * 129}, "at most 128"),

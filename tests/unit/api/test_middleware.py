@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 from collections.abc import Iterable
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.body_limit import BodyLimit
+from api.open_requests import OpenRequests, most_open_requests, raise_file_limit
 from api.request_id import RequestId
 from tandem.settings import ApiSettings
 
@@ -40,6 +42,50 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 async def broken_late(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     raise RuntimeError("too late")
+
+
+def test_no_more_requests_are_open_than_there_can_be() -> None:
+    """One more is told to come back; whoever asks whether the service lives is answered all the same."""
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def patient(scope: Scope, receive: Receive, send: Send) -> None:
+        inside.set()
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    app = OpenRequests(patient, most=1)
+
+    async def status(path: str) -> tuple[int, dict[bytes, bytes]]:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await app({**SCOPE, "path": path}, no_more, send)
+        return sent[0]["status"], dict(sent[0]["headers"])
+
+    async def no_more() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def requests() -> None:
+        first = asyncio.create_task(status("/v1/jobs"))
+        await inside.wait()
+        refused, headers = await status("/v1/jobs")
+        assert (refused, headers[b"retry-after"]) == (503, b"1")
+        health = asyncio.create_task(status("/healthz"))
+        go_on.set()
+        assert [(await first)[0], (await health)[0], (await status("/v1/jobs"))[0]] == [200, 200, 200]
+
+    asyncio.run(requests())
+
+
+def test_a_process_takes_as_many_files_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 5000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, asked: limits.append(asked))
+    few = most_open_requests()
+    raise_file_limit()
+    assert (few, most_open_requests()) == (412, 2400)
 
 
 def test_what_nobody_foresaw_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,6 +33,17 @@ def test_a_second_attempt_goes_on_where_the_first_broke() -> None:
     assert list(new_text(events)) == ["The ", "answer", " is", " 4"]
 
 
+@pytest.mark.parametrize("end", ["succeeded", "failed"])
+def test_the_state_in_which_the_job_ended_is_returned(end: str) -> None:
+    """So that whoever streamed need not ask the service how it ended."""
+    pieces = new_text([running(1), tokens("The answer"), JobEvent("2-0", "state", {"state": end})])
+
+    assert next(pieces) == "The answer"
+    with pytest.raises(StopIteration) as ended:
+        next(pieces)
+    assert ended.value.value == end
+
+
 def test_a_second_attempt_that_says_something_else_is_an_error() -> None:
     with pytest.raises(WorkerLost, match="seed"):
         list(new_text([running(1), tokens("The answer"), running(2), tokens("A guess")]))
