@@ -4,14 +4,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import pipeline as library_pipeline
 
 from tandem.catalogue import CatalogueEntry
@@ -19,10 +18,9 @@ from tandem.errors import InvalidModel
 from tandem.settings import WorkerSettings
 from tandem.specs import Task
 from tandem.specs.finetune import TEXT_TO_TEXT
-from tandem.workers import BatchedWork, EngineWork, ResidentInfo
 from worker.apart import ApartAdapter, ApartAdapters, build_apart
 from worker.batchers import Batchers
-from worker.device import KV_SHARE, choose_dtype, memory_bytes
+from worker.device import choose_dtype, memory_budget
 from worker.encoders import EncoderBatcher
 from worker.encoders.adapted_body import AdaptedBody
 from worker.encoders.adapter_task import AdapterTask
@@ -32,10 +30,13 @@ from worker.engine.kv.slots import fit_slots
 from worker.engine.linears.products import speed_up_encoder
 from worker.engine.loop import EngineLoop
 from worker.engine.self_check import self_check
-from worker.engine.support import kv_shape, unsupported_reason
+from worker.engine.support import SHAPE_FIELDS, kv_shape, unsupported_reason
 from worker.engine.text.detokenizer import Tokenizer
 from worker.engine.tokens.constraints import ConstraintCompiler
+from worker.four_bit import keep_layout, load_options, weight_bytes
+from worker.missing_head import check_head
 from worker.pipeline_loading import load_pipeline, pipeline_over
+from worker.resident_model import ADAPTERS, ResidentModel
 from worker.stall import ProgressSource, StallWatch
 from worker.tasks import ENCODER_TASKS, MODEL_CLASSES, PIPELINE_TASKS
 from worker.tasks.batched_task import BatchedTask
@@ -51,67 +52,8 @@ one_loads = threading.Lock()
 once broke 2 of 5 processes (three models in three threads): `Cannot copy out of meta tensor`, for good. transformers
 names no thread-safe way."""
 
-
 MIN_SLOT_TOKENS = 16
 """A slot that holds fewer tokens answers nothing: the same bound as that of TANDEM_SLOT_TOKENS."""
-
-SAME_WEIGHTS: dict[Task, Task] = {"sentence-similarity": "feature-extraction"}
-"""Tasks that another one's resident model does as well."""
-
-
-ADAPTERS = "adapters"
-"""Names the batcher of an encoder's adapters, whatever their tasks: they share forwards."""
-
-
-def resident_task(task: Task) -> Task:
-    """The task under which a model is resident to do `task`."""
-    return SAME_WEIGHTS.get(task, task)
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentModel:
-    """A model in memory with what serves it: an engine for decoders, batchers for all else."""
-
-    entry: CatalogueEntry
-    task: Task
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    """None where the task has no texts."""
-    engine: EngineLoop | None
-    batchers: Batchers
-    bytes: int
-    """Of its weights on the device, and of the copies that make them faster."""
-    load_seconds: float
-    unwatch: Callable[[], None]
-    """Ends the stall watch over it."""
-    constraints: ConstraintCompiler | None = None
-    """For the texts of the engine, where there is one."""
-    apart: ApartAdapters | None = None
-    """Beside the engine what its batch cannot hold, and all adapters of an encoder-decoder."""
-
-    def info(self) -> ResidentInfo:
-        """As the worker announces it."""
-        work = tuple(
-            BatchedWork(task=task, unit=self.batchers.task(task).unit, **asdict(counts))
-            for task, counts in self.batchers.counts().items()
-        )
-        return ResidentInfo(
-            name=self.entry.name,
-            task=self.task,
-            bytes=self.bytes,
-            load_seconds=self.load_seconds,
-            work=work,
-            engine=None if self.engine is None else _engine_work(self.engine.engine),
-        )
-
-    def close(self) -> None:
-        if self.engine is not None:
-            self.engine.stop()
-        self.batchers.stop()
-        if self.apart is not None:
-            self.apart.stop()
-        # Last, so that a hang on the way here is seen.
-        self.unwatch()
 
 
 class Loader:
@@ -120,9 +62,12 @@ class Loader:
         self._device = device
         self._turns = turns
         self._stalls = stalls
+        self.budget = memory_budget(settings, device)
 
     def measure(self, entry: CatalogueEntry, task: Task) -> int:
-        """Bytes of an entry on the device, resident for `task`: its weights, and at most as much for packed copies.
+        """Bytes of an entry on the device, resident for `task`: its weights, at most as much for packed copies, and
+        what its engine may take for keys and values. Adapters are counted when they come. Weights that are rounded
+        to 4 bits come to less than half of their files, embeddings included.
 
         Raises InvalidModel if it has no safetensors.
         """
@@ -133,7 +78,25 @@ class Loader:
                 "for the default models, or convert it with save_pretrained",
                 param="model",
             )
-        return sum(sizes) * (2 if self._packs(task) else 1)
+        copied = 2 if self._packs(task) else 1
+        weights = sum(sizes) * copied if entry.quantization is None else sum(sizes) // 2
+        if task != "text-generation" or weights > self.budget.residents:
+            return weights
+        return weights + self._measure_kv(entry, weights)
+
+    def _measure_kv(self, entry: CatalogueEntry, weights: int) -> int:
+        """Bytes of the keys and values of an engine for the entry, in the largest dtype that they may have."""
+        source, options = _source(entry)
+        try:
+            config = AutoConfig.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unloadable(entry, "text-generation", error) from error
+        if not all(hasattr(config, field) for field in SHAPE_FIELDS):
+            return 0  # no engine holds it
+        dtype = torch.float32 if self._device.type == "cpu" else choose_dtype(entry.dtype, self._device)
+        token_bytes = kv_shape(config).token_bytes(dtype)
+        slots, tokens = self._fit_slots(entry, config, token_bytes, weights)
+        return slots * tokens * token_bytes
 
     def _packs(self, task: Task) -> bool:
         """Whether the linear layers get copies that the CPU multiplies faster."""
@@ -141,34 +104,31 @@ class Loader:
         return is_ours and self._device.type == "cpu" and self._settings.packed_linears == "auto"
 
     def load(self, entry: CatalogueEntry, task: Task) -> ResidentModel:
-        """Raises InvalidModel, saying what the library said."""
+        """Raises InvalidModel, saying what the library said, or that the head for the task is missing."""
         started = time.monotonic()
         dtype = choose_dtype(entry.dtype, self._device)
-        source = str(entry.folder or entry.hub)
         try:
             if task in PIPELINE_TASKS:
-                pipeline = self._pipeline(entry, task, source, dtype)
+                pipeline = self._pipeline(entry, task, dtype)
                 model, tokenizer = pipeline.model, pipeline.tokenizer
             else:
                 pipeline = None
-                model, tokenizer = self._model(entry, task, source, dtype)
+                model, tokenizer = self._model(entry, task, dtype)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise InvalidModel(
-                f"model {entry.name!r} cannot be loaded from {source} for {task}: {error}", param="model"
-            ) from error
+            raise _unloadable(entry, task, error) from error
+        check_head(entry.name, task, model)
         model.eval().requires_grad_(False)
         engine = None
-        packed_bytes = 0
+        copy_bytes = 0
         if task == "text-generation":
             reason = unsupported_reason(model) or self_check(model)
             if reason is None:
                 engine = self._engine(entry, model, tokenizer)
-                packed_bytes = engine.engine.packed_bytes
             else:
                 log.warning("%s is served by the library's generate(), not by the engine: %s", entry.name, reason)
                 pipeline = library_pipeline(task, model=model, tokenizer=tokenizer, device=self._device)
         elif self._packs(task):
-            packed_bytes = speed_up_encoder(model)
+            copy_bytes = speed_up_encoder(model)
         batchers = Batchers(lambda asked: self._batcher(asked, model, tokenizer, pipeline))
         has_trees = engine is not None or task in TEXT_TO_TEXT
         apart = ApartAdapters(partial(self._apart, model, tokenizer)) if has_trees else None
@@ -183,29 +143,32 @@ class Loader:
             tokenizer,
             engine,
             batchers,
-            bytes=sum(parameter.nbytes for parameter in model.parameters()) + packed_bytes,
+            weight_bytes=weight_bytes(model) + copy_bytes,
             load_seconds=seconds,
             unwatch=self._watch(entry, *(work for work in (engine or batchers, apart) if work is not None)),
             apart=apart,
-            constraints=None if engine is None else _constraints(engine.engine, tokenizer),
+            constraints=None
+            if engine is None
+            else ConstraintCompiler(tokenizer, engine.engine.vocabulary, engine.engine.end_tokens),
         )
 
-    def _model(self, entry: CatalogueEntry, task: str, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
-        options: dict[str, Any] = {
-            "revision": entry.revision,
-            "trust_remote_code": False,
-            "local_files_only": entry.folder is not None,
-        }
+    def _model(self, entry: CatalogueEntry, task: str, dtype: torch.dtype) -> tuple[Any, Any]:
+        source, options = _source(entry)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if entry.quantization is not None:
+            options |= load_options(dtype, self._device)
         with one_loads:
             model = MODEL_CLASSES[task].from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-        return model.to(self._device), tokenizer
+        if entry.quantization is None:
+            model.to(self._device)
+        keep_layout(model)
+        return model, tokenizer
 
-    def _pipeline(self, entry: CatalogueEntry, task: str, source: str, dtype: torch.dtype) -> Any:
+    def _pipeline(self, entry: CatalogueEntry, task: str, dtype: torch.dtype) -> Any:
         with one_loads:
             return load_pipeline(
                 task,
-                source,
+                _source(entry)[0],
                 revision=entry.revision,
                 dtype=dtype,
                 device=self._device,
@@ -246,8 +209,9 @@ class Loader:
         self, entry: CatalogueEntry, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> EngineLoop:
         settings = self._settings
-        limits = [settings.slot_tokens, entry.max_tokens, getattr(model.config, "max_position_embeddings", None)]
-        slots, slot_tokens = self._fit_slots(entry, model, min(limit for limit in limits if limit is not None))
+        dtype = stored_dtype(model, cpu_kernels=settings.cpu_kernels == "auto")
+        weights = weight_bytes(model) * (2 if self._packs("text-generation") and entry.quantization is None else 1)
+        slots, slot_tokens = self._fit_slots(entry, model.config, kv_shape(model.config).token_bytes(dtype), weights)
         engine = Engine(
             model,
             # transformers' type of `decode` also covers batches; one list of ids gives one text.
@@ -268,23 +232,24 @@ class Loader:
         loop.start()
         return loop
 
-    def _fit_slots(self, entry: CatalogueEntry, model: PreTrainedModel, context: int) -> tuple[int, int]:
-        """Slots, and tokens of each, that the memory for keys and values allows."""
-        budget = self._settings.kv_bytes or int(memory_bytes(self._device) * KV_SHARE)
-        dtype = stored_dtype(model, cpu_kernels=self._settings.cpu_kernels == "auto")
-        token_bytes = kv_shape(model).token_bytes(dtype)
-        wanted = self._settings.sequence_slots
+    def _fit_slots(
+        self, entry: CatalogueEntry, config: PreTrainedConfig, token_bytes: int, weights: int
+    ) -> tuple[int, int]:
+        """Slots, and tokens of each, that the memory for keys and values allows beside so many bytes of weights."""
+        limits = (self._settings.slot_tokens, entry.max_tokens, getattr(config, "max_position_embeddings", None))
+        context = min(limit for limit in limits if limit is not None)
+        budget, wanted = self.budget.kv_beside(weights), self._settings.sequence_slots
         slots, tokens = fit_slots(wanted, context, token_bytes=token_bytes, budget_bytes=budget)
         if tokens < MIN_SLOT_TOKENS:
             raise InvalidModel(
                 f"model {entry.name!r} needs {token_bytes} bytes for the keys and values of one token, and the "
-                f"worker has {budget} in all for them: raise TANDEM_KV_BYTES",
+                f"worker has {budget} in all beside its weights: raise TANDEM_KV_BYTES or TANDEM_MODEL_BYTES",
                 param="model",
             )
         if (slots, tokens) != (wanted, context):
             log.warning(
                 "%s has %d slots of %d tokens instead of %d of %d: keys and values take %d bytes a token, and "
-                "TANDEM_KV_BYTES allows %d in all",
+                "TANDEM_KV_BYTES and TANDEM_MODEL_BYTES allow %d in all",
                 *(entry.name, slots, tokens, wanted, context, token_bytes, budget),
             )
         return slots, tokens
@@ -310,19 +275,19 @@ class Loader:
         return unwatch
 
 
-def _constraints(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> ConstraintCompiler:
-    return ConstraintCompiler(tokenizer, engine.vocabulary, engine.end_tokens)
+def _source(entry: CatalogueEntry) -> tuple[str, dict[str, Any]]:
+    """Where an entry's files are, as `from_pretrained` takes it."""
+    options = {
+        "revision": entry.revision,
+        "trust_remote_code": False,
+        "local_files_only": entry.folder is not None,
+    }
+    return str(entry.folder or entry.hub), options
 
 
-def _engine_work(engine: Engine) -> EngineWork:
-    occupancy = engine.occupancy
-    return EngineWork(
-        slots=occupancy.running + occupancy.free_sequence_slots,
-        slot_tokens=engine.max_context,
-        kv_bytes=engine.kv_bytes,
-        waiting=occupancy.waiting,
-        running=occupancy.running,
-        **asdict(engine.counts),
+def _unloadable(entry: CatalogueEntry, task: str, error: Exception) -> InvalidModel:
+    return InvalidModel(
+        f"model {entry.name!r} cannot be loaded from {_source(entry)[0]} for {task}: {error}", param="model"
     )
 
 

@@ -20,16 +20,17 @@ from tandem.settings import WorkerSettings
 from tandem.tickets import create_app, lane
 from tandem.workers import WorkerInfo, WorkerRegistry
 from worker.artifact_collector import ArtifactCollector
-from worker.device import MODEL_SHARE, TRAINING_SHARE, choose_device, memory_bytes
+from worker.device import TRAINING_SHARE, choose_device, memory_bytes
 from worker.executor import JobExecutor, Runner
 from worker.lane_limit import LaneLimit
 from worker.lease import LeaseKeeper
-from worker.loading import Loader, ResidentModel, resident_task
+from worker.loading import Loader
 from worker.media.limits import MediaLimits
 from worker.monitor import JobMonitor
 from worker.reaper import Reaper
 from worker.reporter import Reporter
 from worker.residency import Key, ResidentModels
+from worker.resident_model import ResidentModel, resident_task
 from worker.runners.batch import BatchRunner
 from worker.runners.finetune import FineTuneRunner
 from worker.runners.inference import InferenceRunner
@@ -111,7 +112,6 @@ class WorkerService:
     def _make_residents(self) -> ResidentModels[ResidentModel]:
         catalogue = self._services.catalogue
         loader = Loader(self._settings, self._device, self._turns, self._stalls)
-        budget = self._settings.model_bytes or int(memory_bytes(self._device) * MODEL_SHARE)
 
         def measure(key: Key) -> int:
             return loader.measure(catalogue.get(key[0]), key[1])
@@ -119,7 +119,7 @@ class WorkerService:
         def load(key: Key) -> ResidentModel:
             return loader.load(catalogue.get(key[0]), key[1])
 
-        return ResidentModels(budget, measure=measure, load=load)
+        return ResidentModels(loader.budget.residents, measure=measure, load=load)
 
     def _make_runners(self) -> dict[JobKind, Runner]:
         adapters = self._services.adapters
@@ -198,9 +198,12 @@ class WorkerService:
                 pid=os.getpid(),
                 device=str(self._device),
                 roles=self._settings.roles,
+                adapter_slots=self._settings.adapter_slots,
                 resident=self._residents.names(),
                 models=tuple(resident.info() for resident in self._residents.residents()),
                 running=len(self._leases.running()),
+                trained_seconds=self._turns.trained_seconds,
+                quantum_seconds=self._turns.quantum_seconds,
                 started_at=self._started_at,
             )
             try:

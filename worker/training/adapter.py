@@ -12,8 +12,9 @@ from peft.utils.warning import PeftWarning
 from transformers import PreTrainedModel
 
 from tandem.errors import InvalidRequest
-from tandem.specs.methods import AnyMethod, PromptTuningMethod
+from tandem.specs.methods import AnyMethod, LoraMethod, PromptTuningMethod
 from tandem.specs.peft_config import CONFIG_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
+from worker.engine.adapters.linear_update import has_four_bits
 from worker.training.heads import head_names
 from worker.training.methods import peft_config
 from worker.training.objectives import Objective
@@ -28,6 +29,11 @@ def attach_adapter(
     `total_steps` are the training's optimizer steps. Raises InvalidRequest for a method, or targets of it, that the
     model does not take.
     """
+    if any(map(has_four_bits, twin.modules())) and (not isinstance(method, LoraMethod) or method.use_dora):
+        raise InvalidRequest(
+            "this model's weights are held in 4 bits, over which only `lora` without `use_dora` is trained",
+            param="method.type",
+        )
     config = peft_config(
         method,
         twin,

@@ -152,6 +152,12 @@ def read_checkpoint(folder: Path, subject: Subject) -> Checkpoint:
     return Checkpoint(folder, record.course, tensors)
 
 
+def history_in(folder: Path) -> list[dict[str, Any]]:
+    """The metrics and evaluations before a checkpoint that was read."""
+    history: list[dict[str, Any]] = json.loads((folder / RECORD_FILE).read_text())["course"]["history"]
+    return history
+
+
 def _refuse_other(found: Subject, wanted: Subject) -> None:
     for part, what in (
         ("task", "task"),

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -32,11 +32,12 @@ from worker.training.encoding import data_digest
 from worker.training.files import TrainingFiles, encode_files
 from worker.training.heads import build_headed_twin, draw_head
 from worker.training.keeper import SAVE_SECONDS, CheckpointKeeper
+from worker.training.memory import needed_bytes
 from worker.training.objectives import Objective, objective_for
 from worker.training.outcome import TrainingOutcome, outcome_of
 from worker.training.randomness import SeededTurns, python_and_numpy_states_kept
 from worker.training.resumption import Event
-from worker.training.room import TrainingRoom, activation_bytes
+from worker.training.room import TrainingRoom
 from worker.training.selection import Selection
 from worker.training.trained_state import check_fits
 from worker.training.trainer import TurnTrainer
@@ -147,21 +148,21 @@ def train(
                     save_steps=hyperparameters.save_steps,
                     save_seconds=save_seconds,
                 )
-            with room.hold(_needed_bytes(resident, files, hyperparameters), check, lambda: on_event(WAITS_FOR_ROOM)):
-                return _train(
-                    resident,
-                    subject,
-                    objective,
-                    files,
-                    seeded,
-                    on_event,
-                    check,
-                    keeper,
-                    resume_from,
-                    scratch,
-                    folder,
-                    report_to,
-                )
+            return _train(
+                resident,
+                subject,
+                objective,
+                files,
+                seeded,
+                room,
+                on_event,
+                check,
+                keeper,
+                resume_from,
+                scratch,
+                folder,
+                report_to,
+            )
     except BaseException as error:
         # A traceback keeps its frames' variables, and with them the twin, for as long as someone holds the error.
         traceback.clear_frames(error.__traceback__)
@@ -172,39 +173,13 @@ def train(
             torch.cuda.empty_cache()
 
 
-def _needed_bytes(resident: PreTrainedModel, files: TrainingFiles, hyperparameters: Hyperparameters) -> int:
-    """Of the longest micro-batch that these rows can make."""
-    config = resident.config.get_text_config()
-    hidden = config.hidden_size
-    return activation_bytes(
-        tokens=hyperparameters.batch_size * max(files.training.lengths, default=0),
-        layers=config.num_hidden_layers,
-        hidden=hidden,
-        # Four times the hidden size is what models without a setting for it have.
-        intermediate=getattr(config, "intermediate_size", None) or 4 * hidden,
-        value_bytes=resident.dtype.itemsize,
-    )
-
-
-def _train(
-    resident: PreTrainedModel,
-    subject: Subject,
-    objective: Objective,
-    files: TrainingFiles,
-    turns: SeededTurns,
-    on_event: Callable[[Event], None],
-    check: Callable[[], None],
-    keeper: CheckpointKeeper | None,
-    resume_from: Path | None,
-    scratch: Path,
-    folder: Path,
-    report_to: Sequence[Tracker],
-) -> TrainingOutcome:
-    training, validation, settings = files.training, files.validation, subject.hyperparameters
-    started = time.perf_counter()
-    check()
+def _adapted_twin(
+    resident: PreTrainedModel, subject: Subject, objective: Objective, files: TrainingFiles, turns: SeededTurns
+) -> PeftModel:
+    """A twin with the adapter that is to be trained."""
     twin = build_twin(resident) if objective.head is None else build_headed_twin(resident, objective.head)
     objective.drop_unused(twin)
+    settings = subject.hyperparameters
     with _setting_up, turns.training(), GiveWayAtEveryCall(turns):
         if objective.head is not None:
             draw_head(twin)
@@ -214,7 +189,54 @@ def _train(
                 param="hyperparameters.packing",
             )
         total_steps = files.steps(settings)
-        model = attach_adapter(twin, subject.method, subject.base.name, objective, total_steps=total_steps)
+        return attach_adapter(twin, subject.method, subject.base.name, objective, total_steps=total_steps)
+
+
+def _train(
+    resident: PreTrainedModel,
+    subject: Subject,
+    objective: Objective,
+    files: TrainingFiles,
+    turns: SeededTurns,
+    room: TrainingRoom,
+    on_event: Callable[[Event], None],
+    check: Callable[[], None],
+    keeper: CheckpointKeeper | None,
+    resume_from: Path | None,
+    scratch: Path,
+    folder: Path,
+    report_to: Sequence[Tracker],
+) -> TrainingOutcome:
+    check()
+    model = _adapted_twin(resident, subject, objective, files, turns)
+    with room.hold(needed_bytes(model, files, subject.hyperparameters), check, lambda: on_event(WAITS_FOR_ROOM)):
+        checkpoint = None if resume_from is None else _usable_checkpoint(resume_from, subject, model, on_event)
+        trainer = _trainer(
+            model, subject, objective, files, turns, on_event, check, keeper, checkpoint, scratch, report_to
+        )
+        trainer.run(checkpoint)
+        trainer.check()
+        trainer.restore_best()
+        save_adapter(model, folder)
+        return outcome_of(trainer, files)
+
+
+def _trainer(
+    model: PeftModel,
+    subject: Subject,
+    objective: Objective,
+    files: TrainingFiles,
+    turns: SeededTurns,
+    on_event: Callable[[Event], None],
+    check: Callable[[], None],
+    keeper: CheckpointKeeper | None,
+    checkpoint: Checkpoint | None,
+    scratch: Path,
+    report_to: Sequence[Tracker],
+) -> TurnTrainer:
+    training, validation, settings = files.training, files.validation, subject.hyperparameters
+    started = time.perf_counter()
+    twin = cast("PreTrainedModel", model.get_base_model())
     give_way_at_layers(twin, turns)
     with turns.training():
         loss = objective.loss(twin, turns.give_way, inputs_of(model))
@@ -222,11 +244,10 @@ def _train(
     if adalora is not None:
         micro_steps = settings.gradient_accumulation_steps
         loss = OrthogonalityLoss(loss, adalora, micro_steps=micro_steps)
-    checkpoint = None if resume_from is None else _usable_checkpoint(resume_from, subject, model, on_event)
     arguments = training_arguments(
         settings,
         scratch,
-        resident.device,
+        twin.device,
         report_to=report_to,
         evaluates=validation is not None,
         evaluates_first=validation is not None and (checkpoint is None or checkpoint.course.evaluation_due),
@@ -248,15 +269,12 @@ def _train(
                 patience=settings.early_stopping_patience, threshold=settings.early_stopping_threshold
             ),
             keeps_best=settings.keep == "best",
+            adds_up=objective.adds_up,
             started=started,
         )
     if adalora is not None:
         trainer.add_callback(RankAllocation(adalora))
-    trainer.run(checkpoint)
-    trainer.check()
-    trainer.restore_best()
-    save_adapter(model, folder)
-    return outcome_of(trainer, files)
+    return trainer
 
 
 def _usable_checkpoint(

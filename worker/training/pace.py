@@ -34,8 +34,8 @@ class Pace(Protocol):
         """How long a training turn lasts while serving waits."""
 
     @property
-    def is_rationed(self) -> bool:
-        """Whether the pieces between the boundaries of training are too long for the target."""
+    def pieces_are_too_long(self) -> bool:
+        """Whether the target would be kept if the pieces between the boundaries of training were short enough."""
 
     def may_train(self) -> bool:
         """Whether training may have its next turn although serving works on."""
@@ -46,6 +46,9 @@ class Pace(Protocol):
     def served(self, held_seconds: float, delayed_seconds: float) -> None:
         """A serving turn is over; it was preceded by so long a wait for training."""
 
+    def pieces_changed(self) -> None:
+        """The pieces of training are of another length from now on."""
+
 
 class FixedQuantum:
     """The same quantum whatever serving feels."""
@@ -55,7 +58,7 @@ class FixedQuantum:
         if not (math.isfinite(quantum_seconds) and quantum_seconds >= 0):
             raise ValueError(f"quantum_seconds must be finite and at least 0, not {quantum_seconds}")
         self.quantum_seconds = quantum_seconds
-        self.is_rationed = False
+        self.pieces_are_too_long = False
 
     def may_train(self) -> bool:
         return True
@@ -64,6 +67,9 @@ class FixedQuantum:
         """Changes nothing."""
 
     def served(self, held_seconds: float, delayed_seconds: float) -> None:
+        """Changes nothing."""
+
+    def pieces_changed(self) -> None:
         """Changes nothing."""
 
 
@@ -121,6 +127,7 @@ class TurnController:
         """What a turn took that no training had preceded, as a part of those around it."""
         self._quantum = 0.0  # at first a training gives way at every boundary
         self._rationed = False
+        self._pieces_are_too_long = False
         self._credit = 0.0
         """Seconds of training that a rationed training has saved up; negative where it has taken more."""
         self._overshoot = 0.0
@@ -133,8 +140,8 @@ class TurnController:
         return max(0.0, self._credit) if self._rationed else self._quantum
 
     @property
-    def is_rationed(self) -> bool:
-        return self._rationed
+    def pieces_are_too_long(self) -> bool:
+        return self._pieces_are_too_long
 
     def may_train(self) -> bool:
         return self._credit > 0 if self._rationed else self._turns % PROBE_EVERY < PROBE_EVERY - 2
@@ -156,19 +163,28 @@ class TurnController:
         if self._turns % UPDATE_EVERY == 0:
             self._decide()
 
+    def pieces_changed(self) -> None:
+        self._after_training.clear()  # what is known of the old ones says nothing of the new ones
+        self._decide()
+
     def _decide(self) -> None:
         while self._after_training and self._after_training[0].number <= self._turns - MEMORY:
             self._after_training.popleft()
         if len(self._after_training) < UPDATE_EVERY:
             # Nobody trains, or not for long: a training begins as the first one did.
-            self._quantum, self._rationed, self._credit = 0.0, False, 0.0
+            self._quantum, self._rationed, self._pieces_are_too_long, self._credit = 0.0, False, False, 0.0
             return
         by_itself = _percentile(list(self._held)) * min(1.0, statistics.median(self._undisturbed or [1.0]))
         target = min(self._target.slowdown * by_itself, self._target.gap_seconds)
         # Each of the last turns with one of the overshoots: these may be old, of another load, when they are rare.
-        overshoots = itertools.cycle([served.overshoot for served in self._after_training])
-        spent = _percentile([held + overshoot for held, overshoot in zip(self._held, overshoots, strict=False)])
+        overshoots = [served.overshoot for served in self._after_training]
+        gaps = [held + overshoot for held, overshoot in zip(self._held, itertools.cycle(overshoots), strict=False)]
+        spent = _percentile(gaps)
         self._rationed = spent > target
+        # Where serving alone misses the target, or its outliers do it together with short pieces, shorter ones are
+        # no help.
+        left = target - _percentile(list(self._held))
+        self._pieces_are_too_long = self._rationed and 0 <= left < _percentile(overshoots)
         if not self._rationed:
             self._credit = 0.0  # debts are of the ration alone
         middle, mean = statistics.median(self._held), statistics.mean(self._held)

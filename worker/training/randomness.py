@@ -54,9 +54,18 @@ class SeededTurns:
         return self._turns.quantum_seconds
 
     @property
-    def is_rationed(self) -> bool:
+    def pieces_are_too_long(self) -> bool:
         """Whether the pieces of this training are too long for what serving may feel."""
-        return self._turns.is_rationed
+        return self._turns.pieces_are_too_long
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nothing has been served."""
+        return self._turns.idle_seconds
+
+    def pieces_changed(self) -> None:
+        """The pieces of this training are of another length from now on."""
+        self._turns.pieces_changed()
 
     def random_states(self) -> tuple[torch.Tensor, ...]:
         """Training's states between two turns: the CPU generator's, then the CUDA device's if it trains there."""

@@ -193,7 +193,7 @@ class ResumableTrainer(Trainer):
             history=tuple(self.history),
             learning_rates=tuple(group["lr"] for group in optimizer.param_groups),
             scheduler=cast("Any", self.lr_scheduler).state_dict(),
-            rows_at_once=self._parts.rows_at_once,
+            rows_at_once=self._parts.rows_that_fit,
             seconds=self.seconds,
         )
         tensors |= random_tensors(self._step_end.random_states) | best_tensors(self._best)
@@ -216,7 +216,7 @@ class ResumableTrainer(Trainer):
         self.history.extend(course.history)
         self.trained_tokens = course.tokens
         self._figures.restore(course.unlogged_figures)
-        self._parts.rows_at_once = min(course.rows_at_once, self._parts.rows_at_once)
+        self._parts.rows_that_fit = min(course.rows_at_once, self._parts.rows_that_fit)
         self.selection.replay(course.history)
         self._best = best_snapshot(checkpoint.tensors)
         self._unpublished = course.step

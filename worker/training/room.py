@@ -50,6 +50,12 @@ class TrainingRoom:
         return not self._held or sum(self._held) + needed_bytes <= self._budget
 
 
+def adapter_bytes(trained_bytes: int, *, accumulates: bool) -> int:
+    """What an adapter of so many bytes of trained parameters takes in training: these, their gradients, Adam's two
+    moments and, where gradients accumulate, those to go back to when the memory runs out."""
+    return trained_bytes * (5 if accumulates else 4)
+
+
 def activation_bytes(*, tokens: int, layers: int, hidden: int, intermediate: int, value_bytes: int) -> int:
     """What a micro-batch of so many tokens, padding included, keeps for its backward pass: an upper estimate."""
     return tokens * layers * VALUES_A_TOKEN * (hidden + intermediate) * value_bytes

@@ -1,4 +1,4 @@
-"""A batch's rows, as many at a time as the memory holds."""
+"""A batch's rows, as many at a time as the memory holds and serving bears."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -15,16 +15,40 @@ Batch = dict[str, Tensor]
 
 
 class RowParts:
-    """Runs batches in parts, which get smaller when the memory runs out.
+    """Runs batches in parts, which get smaller when the memory runs out, or when serving is to wait less for each.
 
     The losses and gradients of parts add up to those of the batch, since both are divided by the labels of the whole
     optimizer step: halving a part is halving the micro-batch and doubling the accumulation, and steps stay the same.
     """
 
     def __init__(self, rows: int, on_halved: Callable[[int, int], None]) -> None:
-        """`rows` of a whole batch. `on_halved` is told how many rows were, and are now, run at a time."""
-        self.rows_at_once = rows
+        """`rows` of a whole batch. `on_halved` is told how many rows were, and are now, run at a time, when the
+        memory has run out."""
+        self.rows_that_fit = rows
+        """The memory has not run out with so many, as far as is known."""
+        self._rows_borne = rows
         self._on_halved = on_halved
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows are run at a time at present."""
+        return min(self.rows_that_fit, self._rows_borne)
+
+    @property
+    def are_shortened(self) -> bool:
+        """Whether fewer rows are run at a time than fit."""
+        return self._rows_borne < self.rows_that_fit
+
+    def shorten(self, batch: Batch) -> bool:
+        """Run half as many rows of such a batch at a time from now on; False if it is one already."""
+        rows = min(self.rows_at_once, _rows(batch))
+        if rows > 1:
+            self._rows_borne = (rows + 1) // 2
+        return rows > 1
+
+    def lengthen(self) -> None:
+        """Run as many rows at a time as fit again."""
+        self._rows_borne = self.rows_that_fit
 
     def count(self, batch: Batch) -> int:
         """Parts of a batch at present."""
@@ -58,7 +82,7 @@ class RowParts:
                 "the device's memory does not hold a forward and backward pass of one row: lower "
                 "hyperparameters.max_tokens, or train on a device with more memory"
             )
-        self.rows_at_once = (rows + 1) // 2
+        self.rows_that_fit = (rows + 1) // 2
         self._on_halved(rows, self.rows_at_once)
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:

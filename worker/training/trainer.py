@@ -28,10 +28,19 @@ from worker.training.resumption import Event, ResumableTrainer
 from worker.training.selection import Selection
 from worker.training.twin import GiveWayAtEveryCall
 
+IDLE_SECONDS = 10.0
+"""Nothing has been served for so long: whole micro-batches are run again. Long beside the pauses within a load, since
+finding the right part anew takes some hundred tokens for each halving."""
+SHORTENED = (
+    "so many rows at once delay the texts that are served meanwhile beyond TANDEM_SERVING_SLOWDOWN: as long as they "
+    "do, micro-batches are run in parts and their gradients are accumulated, so each step learns from the same rows "
+    "as before; `rows_at_once` of the metrics says how many"
+)
 RATIONED = (
     "the training is slow because even its shortest pieces of work delay the texts that are served meanwhile beyond "
-    "TANDEM_SERVING_SLOWDOWN: a smaller batch_size with more gradient_accumulation_steps gives the same steps in "
-    "shorter pieces"
+    "TANDEM_SERVING_SLOWDOWN, and its micro-batch cannot be run in smaller parts without changing what is learned "
+    "(it is one row, draws random numbers for dropout, or compares its rows with each other): lower max_tokens or "
+    "batch_size, or train without dropout"
 )
 
 
@@ -76,9 +85,10 @@ class TurnTrainer(ResumableTrainer):
         keeper: CheckpointKeeper | None,
         selection: Selection,
         keeps_best: bool,
+        adds_up: bool,
         started: float,
     ) -> None:
-        """`new_metric` gives each evaluation figures of its own."""
+        """`new_metric` gives each evaluation figures of its own. `adds_up`: see `Objective`."""
         super().__init__(
             cast("nn.Module", model),
             args,
@@ -105,7 +115,10 @@ class TurnTrainer(ResumableTrainer):
         """Of the micro step that is under way."""
         self._steps_before, self._steps_since = 0, perf_counter()
         """Optimizer steps that this process has not made, and when it began to make its own."""
-        self._has_warned = False
+        self._adds_up = adds_up
+        self._states_before: tuple[Tensor, ...] | None = None
+        """Training's random states before the last micro step."""
+        self._warned: set[str] = set()
         self._last_report = (perf_counter(), 0, 0.0)
         """When the last metrics were reported, tokens until then, and seconds that training had had the device."""
 
@@ -142,6 +155,7 @@ class TurnTrainer(ResumableTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         self.check()
+        self._fit_to_serving(inputs)
         self._turn.enter_context(self._turns.training())
         gradients = [None if one.grad is None else one.grad.clone() for one in self._trained_parameters()]
         losses: list[Tensor] = []
@@ -163,6 +177,30 @@ class TurnTrainer(ResumableTrainer):
         self._step_loss += self._finite(float(loss), "training loss")
         self.trained_tokens += int(inputs["attention_mask"].sum())
         return loss
+
+    def _fit_to_serving(self, batch: dict[str, Tensor]) -> None:
+        """Run fewer rows at a time while their pieces are too long for those who are served.
+
+        Only where that changes no more than how sums round: an adapter must not depend on what was served meanwhile.
+        """
+        before, self._states_before = self._states_before, self._turns.random_states()
+        if before is None:  # the first micro step has to tell whether it draws random numbers
+            return
+        draws = not all(map(torch.equal, before, self._states_before))
+        if self._parts.are_shortened and self._turns.idle_seconds >= IDLE_SECONDS:
+            self._parts.lengthen()
+            self._turns.pieces_changed()
+        elif self._turns.pieces_are_too_long:
+            if self._adds_up and not draws and self._parts.shorten(batch):
+                self._turns.pieces_changed()
+                self._warn_once(SHORTENED)
+            else:
+                self._warn_once(RATIONED)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            self._on_event({"type": "warning", "step": self.state.global_step, "message": message})
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         return [one for one in cast("nn.Module", self.model).parameters() if one.requires_grad]
@@ -248,18 +286,12 @@ class TurnTrainer(ResumableTrainer):
                 "tokens_per_second": (self.trained_tokens - tokens_then) / seconds,
                 "device_share": (held - held_then) / seconds,
                 "quantum_ms": 1000 * self._turns.quantum_seconds,
+                "rows_at_once": self._parts.rows_at_once,
                 "memory_bytes": memory_bytes(self.args.device),
                 "eta_seconds": self._eta_seconds(),
             }
         )
         self._figures.clear()
-        self._warn_if_rationed()
-
-    def _warn_if_rationed(self) -> None:
-        """Once: the steps are what the user set, and to change the micro-batch would change how they round."""
-        if self._turns.is_rationed and not self._has_warned:
-            self._has_warned = True
-            self._on_event({"type": "warning", "step": self.state.global_step, "message": RATIONED})
 
     def _eta_seconds(self) -> float:
         """What is left of the training, by the mean pace of this process's steps, evaluations among them included."""

@@ -1,5 +1,6 @@
 """Whose time it is on the device: serving or training. Plain threading, no torch."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -84,7 +85,7 @@ class Turns:
         self._holder: _Claim | None = None
         self._trained = 0.0
         """Seconds of all training turns that are over."""
-        self._served_at = 0.0
+        self._served_at = -math.inf
         """When the last serving turn was over."""
         self._next_start = 0.0
         """The trainings' common clock: the start of the turn that was granted last."""
@@ -95,9 +96,21 @@ class Turns:
         return self._pace.quantum_seconds
 
     @property
-    def is_rationed(self) -> bool:
+    def pieces_are_too_long(self) -> bool:
         """Whether training's pieces of work are too long for what serving may feel."""
-        return self._pace.is_rationed
+        return self._pace.pieces_are_too_long
+
+    def pieces_changed(self) -> None:
+        """Training's pieces of work are of another length from now on."""
+        with self._changed:
+            self._pace.pieces_changed()
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nothing has been served."""
+        with self._changed:
+            serves = self._serving or (self._holder is not None and self._holder.side == "serving")
+            return 0.0 if serves else self._clock() - self._served_at
 
     @property
     def trained_seconds(self) -> float:

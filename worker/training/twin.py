@@ -10,6 +10,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from worker.four_bit import share_four_bits
+
 
 class GivesWay(Protocol):
     """What the twin's layers call at their boundaries: `Turns`, or `SeededTurns` around it."""
@@ -47,8 +49,9 @@ def build_twin(resident: PreTrainedModel) -> PreTrainedModel:
 
 def share_parameters(resident: nn.Module, twin: nn.Module) -> None:
     """Put the resident's memory under each parameter of `twin`. Raises ValueError when the resident lacks one."""
+    share_four_bits(resident, twin)
     theirs = dict(resident.named_parameters(remove_duplicate=False))
-    names = [name for name, _ in twin.named_parameters(remove_duplicate=False)]
+    names = [name for name, parameter in twin.named_parameters(remove_duplicate=False) if parameter.is_meta]
     if missing := [name for name in names if name not in theirs]:
         raise ValueError(f"the resident has no parameter {missing[0]} ({len(missing)} are missing in all)")
     # `assign` wraps each value in a new Parameter over the same memory. Not strict: persistent buffers come after.

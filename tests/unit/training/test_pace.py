@@ -126,7 +126,7 @@ def test_training_whose_pieces_are_too_long_is_rationed() -> None:
     training has a tenth of the time; all other gaps are as if nothing was trained."""
     controller = TurnController(LatencyTarget(1.5, least_share=0.1))
     device = Device(controller, lambda: 0.02, lambda: 0.05).run()
-    assert controller.is_rationed
+    assert controller.pieces_are_too_long
     assert device.trained / (device.trained + device.served) == pytest.approx(0.1, abs=0.02)
     between = [place for place, wait in enumerate(device.waits[SETTLED:]) if wait > 0]
     assert {later - earlier for earlier, later in pairwise(between)} <= {22, 23}, "0.05 s for each 0.45 s served"
@@ -143,11 +143,30 @@ def test_a_ration_ends_when_the_pieces_are_short_again() -> None:
     """The next training has smaller micro-batches: it gets what the target leaves, not the ration."""
     controller = TurnController(LatencyTarget(1.5))
     device = Device(controller, lambda: 0.02, lambda: 0.05).run()
-    rationed = controller.is_rationed
+    rationed = controller.pieces_are_too_long
     device.piece = lambda: 0.001
     device.run(2 * MEMORY)
-    assert (rationed, controller.is_rationed) == (True, False)
+    assert (rationed, controller.pieces_are_too_long) == (True, False)
     assert controller.quantum_seconds == pytest.approx(0.009, abs=0.002)
+
+
+def test_shorter_pieces_are_judged_by_themselves() -> None:
+    """A training that has halved its micro-batch need not wait until what came before is forgotten."""
+    controller = TurnController(LatencyTarget(1.5))
+    device = Device(controller, lambda: 0.02, lambda: 0.05).run()
+    device.piece = lambda: 0.001
+    controller.pieces_changed()
+    device.run(SETTLED)
+    assert not controller.pieces_are_too_long
+    assert controller.quantum_seconds == pytest.approx(0.009, abs=0.002)
+
+
+def test_short_pieces_do_not_help_where_serving_alone_misses_the_cap() -> None:
+    """Steps of 20 ms under a cap of 10: training is rationed, but not because of its pieces."""
+    controller = TurnController(LatencyTarget(1.5, gap_seconds=0.01))
+    device = Device(controller, lambda: 0.02, lambda: 0.05).run()
+    assert device.trained / (device.trained + device.served) == pytest.approx(0.1, abs=0.02)
+    assert not controller.pieces_are_too_long
 
 
 def test_a_new_load_is_judged_by_itself() -> None:

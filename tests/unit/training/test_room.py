@@ -4,9 +4,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from tandem.errors import Cancelled
-from worker.training.room import TrainingRoom, activation_bytes
+from tests.unit.training.tiny import tiny_llama
+from worker.training.room import TrainingRoom, activation_bytes, adapter_bytes
 
 WAIT_SECONDS = 20
 
@@ -73,3 +76,17 @@ def test_the_estimate_is_above_what_was_measured() -> None:
     """SmolLM2, four rows of 128 tokens, LoRA on all linear layers with dropout: 874 MB in bfloat16."""
     estimate = activation_bytes(tokens=512, layers=30, hidden=576, intermediate=1536, value_bytes=2)
     assert 874e6 <= estimate <= 1.1 * 874e6
+
+
+def test_an_adapter_takes_what_torch_allocates_for_it() -> None:
+    """Its parameters, their gradients, and what the optimizer keeps after a step, but for its count of steps."""
+    model = inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), tiny_llama())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    ids = torch.arange(8).reshape(1, 8)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    kept = [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.dim()]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    allocated = sum(tensor.nbytes for tensor in (*trained, *gradients, *kept))
+    assert adapter_bytes(sum(parameter.nbytes for parameter in trained), accumulates=False) == allocated

@@ -1,6 +1,7 @@
-"""When the memory runs out: fewer rows at a time, and the same steps."""
+"""When the memory runs out, or serving waits too long: fewer rows at a time, and the same steps."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from tandem.specs import LoraMethod
 from tandem.specs.methods import AdaLoraMethod
 from tests.unit.training.interrupted import Shelf, stop_at
 from tests.unit.training.tiny import colour_rows, run_training, tiny_llama
+from tests.unit.training.tiny_encoders import learn, tiny_body
+from worker.training.pace import FixedQuantum
 from worker.training.row_parts import RowParts
+from worker.training.trainer import IDLE_SECONDS
+from worker.training.turns import Turns
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 6,
@@ -40,6 +45,26 @@ class Memory:
             return forward(states, *args, **options)
 
         monkeypatch.setattr(torch.nn.functional, "silu", silu)
+
+
+class Impatient(FixedQuantum):
+    """A pace that finds training's pieces too long until they have been shortened `times` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(0.0)
+        self._times = times
+        self.pieces_are_too_long = True
+
+    def pieces_changed(self) -> None:
+        self._times -= 1
+        self.pieces_are_too_long = self._times > 0
+
+
+def just_served(pace: FixedQuantum, clock: Callable[[], float] = lambda: 0.0) -> Turns:
+    """Turns in which serving has had its last at second 0 of the clock."""
+    turns = Turns(pace=pace, clock=clock)
+    with turns.serving():
+        return turns
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -72,6 +97,60 @@ def test_steps_are_the_same_with_fewer_rows_at_a_time(
         "3 rows run at a time instead of 6",
         "2 rows run at a time instead of 3",
     ]
+
+
+def test_pieces_that_are_too_long_for_serving_are_shortened(tmp_path: Path) -> None:
+    """Half the rows at a time, and half of these: the adapter is that of whole micro-batches, to rounding."""
+    run_training(tiny_llama(), tmp_path / "expected", **SETTINGS)
+    events: list[dict[str, Any]] = []
+    turns = just_served(Impatient(2))
+    found = run_training(
+        tiny_llama(), tmp_path / "found", turns=turns, on_event=events.append, logging_steps=1, **SETTINGS
+    )
+    assert [event["rows_at_once"] for event in found.history if event["type"] == "metrics"] == [3, 2, 2, 2]
+    [warning] = [event["message"] for event in events if event["type"] == "warning"]
+    assert "micro-batches are run in parts" in warning
+    for name, tensor in adapter(tmp_path / "expected").items():
+        torch.testing.assert_close(adapter(tmp_path / "found")[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_whole_micro_batches_come_back_when_serving_rests(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def rest(event: dict[str, Any]) -> None:
+        if event["type"] == "metrics" and event["step"] == 2:
+            now[0] = IDLE_SECONDS
+
+    turns = just_served(Impatient(1), lambda: now[0])
+    found = run_training(tiny_llama(), tmp_path, turns=turns, on_event=rest, logging_steps=1, **SETTINGS)
+    assert [event["rows_at_once"] for event in found.history if event["type"] == "metrics"] == [3, 3, 6, 6]
+
+
+@pytest.mark.parametrize("settings", [{"method": LoraMethod(dropout=0.1)}, {"batch_size": 1}], ids=["dropout", "row"])
+def test_a_micro_batch_that_cannot_be_cut_says_once_what_to_do(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Dropout would draw other numbers: an adapter must not depend on what was served meanwhile."""
+    events: list[dict[str, Any]] = []
+    run_training(tiny_llama(), tmp_path / "alone", **settings)
+    run_training(
+        tiny_llama(), tmp_path / "beside", turns=just_served(Impatient(1)), on_event=events.append, **settings
+    )
+    [warning] = [event for event in events if event["type"] == "warning"]
+    assert "lower max_tokens or batch_size, or train without dropout" in warning["message"]
+    for name, tensor in adapter(tmp_path / "alone").items():
+        assert torch.equal(adapter(tmp_path / "beside")[name], tensor)
+
+
+def test_rows_that_are_compared_with_each_other_stay_together(tmp_path: Path) -> None:
+    """Embeddings are told apart within their micro-batch."""
+    events: list[dict[str, Any]] = []
+    body = tiny_body("bert")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        setattr(body.config, name, 0.0)
+    learn(
+        body, tmp_path, "feature-extraction", turns=just_served(Impatient(1)), on_event=events.append, logging_steps=1
+    )
+    assert {event["rows_at_once"] for event in events if event["type"] == "metrics"} == {3}
+    assert [event for event in events if event["type"] == "warning"]
 
 
 def test_a_resumed_training_knows_how_many_rows_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

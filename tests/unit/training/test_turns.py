@@ -293,7 +293,7 @@ class Ration:
 
     def __init__(self) -> None:
         self.quantum_seconds = 0.0
-        self.is_rationed = True
+        self.pieces_are_too_long = True
         self.allowed = False
         self.notes: list[tuple[str, float, float]] = []
 
@@ -305,6 +305,9 @@ class Ration:
 
     def served(self, held_seconds: float, delayed_seconds: float) -> None:
         self.notes.append(("served", held_seconds, delayed_seconds))
+
+    def pieces_changed(self) -> None:
+        self.notes.append(("pieces_changed", 0.0, 0.0))
 
 
 def test_a_rationed_training_waits_while_serving_goes_on() -> None:

@@ -4,7 +4,7 @@ The models, the training and the stores are real; the attempt is a stand-in, so 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from tandem.artifacts import ArtifactStore
 from tandem.catalogue import CatalogueEntry
 from tandem.errors import (
     AttemptStopped,
+    Cancelled,
     Draining,
     InvalidRequest,
     InvalidTrainingData,
@@ -32,8 +33,8 @@ from tandem.settings import Settings
 from tests.unit.training.tiny import chatml_tokenizer, colour_rows, tiny_llama
 from worker.attempt import Attempt
 from worker.batchers import Batchers
-from worker.loading import ResidentModel
 from worker.residency import Key, ResidentModels
+from worker.resident_model import ResidentModel
 from worker.runners.finetune import FineTuneRunner
 from worker.stall import StallWatch
 from worker.training.checkpoint import CHECKPOINT_FILES
@@ -58,6 +59,10 @@ class StandInAttempt:
         self.saved: list[dict[str, Any]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._checks = 0
+        self.left: Callable[[], Any] = lambda: None
+
+    def leave(self, make: Callable[[], Any]) -> None:
+        self.left = make
 
     @property
     def job(self) -> SimpleNamespace:
@@ -101,7 +106,7 @@ class Stores:
                 chatml_tokenizer(),
                 engine=None,
                 batchers=Batchers(pytest.fail),
-                bytes=1,
+                weight_bytes=1,
                 load_seconds=0.0,
                 unwatch=lambda: None,
             )
@@ -279,6 +284,29 @@ def test_the_course_of_a_training_is_stored_as_files(stores: Stores) -> None:
     assert result["checkpoints"] == []
     assert attempt.events[0][0] == "data"
     assert stores.run(stores.attempt("job_curve"))["files"] == result["files"], "an attempt after its end makes none"
+
+
+def test_a_training_that_ends_early_leaves_its_course(stores: Stores) -> None:
+    """Cancelled after it had moved to another worker: the files show the steps of both, each once."""
+    drained = stores.attempt("job_cut", stop_at=10)
+    with pytest.raises(Draining):
+        stores.run(drained)
+    cancelled = stores.attempt("job_cut", checkpoint=drained.saved[-1], stop_at=8, reason=Cancelled)
+    with pytest.raises(Cancelled):
+        stores.run(cancelled)
+    steps = [0, *drained.steps("metrics"), *cancelled.steps("metrics")]
+    assert cancelled.steps("metrics")
+    files = cancelled.left()["files"]
+    table = file_of(stores, files["metrics.csv"])[1].decode().splitlines()
+    assert [int(line.split(",")[0]) for line in table[1:]] == steps == list(range(len(steps)))
+    assert file_of(stores, files["loss.png"])[1].startswith(b"\x89PNG")
+
+
+def test_a_training_that_did_not_begin_leaves_nothing(stores: Stores) -> None:
+    attempt = stores.attempt("job_none", stop_at=2, reason=Cancelled)
+    with pytest.raises(Cancelled):
+        stores.run(attempt)
+    assert attempt.left() is None
 
 
 def test_checkpoints_are_published_and_the_old_ones_withdrawn(stores: Stores) -> None:

@@ -23,8 +23,8 @@ from tests.unit.training.tiny_encoders import ROWS, TOKENIZERS, tiny_body
 from tests.unit.worker.test_finetune_checkpoints import StandInAttempt
 from worker.attempt import Attempt
 from worker.batchers import Batchers
-from worker.loading import ResidentModel
 from worker.residency import ResidentModels
+from worker.resident_model import ResidentModel
 from worker.runners.finetune import FineTuneRunner
 from worker.stall import StallWatch
 from worker.training.turns import Turns
@@ -53,7 +53,7 @@ class Bench:
             tokenizer=TOKENIZERS["bert"],
             engine=None,
             batchers=Batchers(pytest.fail),
-            bytes=1,
+            weight_bytes=1,
             load_seconds=0.0,
             unwatch=lambda: None,
         )

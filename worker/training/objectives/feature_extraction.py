@@ -41,6 +41,7 @@ class FeatureExtraction(Objective):
     """
 
     task_type: ClassVar[str] = "FEATURE_EXTRACTION"
+    adds_up: ClassVar[bool] = False
 
     def __init__(self, resident: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         """Each of a row's texts has at most `max_tokens`, or what the model reads.

@@ -57,6 +57,8 @@ class Objective(ABC):
     """PEFT's name for the task."""
     tokenizer: PreTrainedTokenizerBase
     """What rows are tokenized with."""
+    adds_up: ClassVar[bool] = True
+    """Whether the loss of a batch is the sum of those of its rows, however they are spread over forward passes."""
     head: Head | None = None
     """What is put on the resident's body; None where the resident is trained as it is."""
 
