@@ -126,7 +126,7 @@ def valkey() -> Finding:
                     process.kill()
                     last = (process.communicate()[0].strip().splitlines() or ["no output"])[-1]
                     return Finding("Valkey", "fail", f"does not start: {last}", f"try it: {program} --version")
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)  # nothing signals that it answers
             return _persistence(address)
         finally:
             process.terminate()

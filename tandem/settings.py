@@ -135,7 +135,8 @@ class WorkerSettings(Settings):
     cpu_threads: int | None = Field(default=None, ge=1)
     """Threads of one torch operation on the CPU; torch's own choice by default."""
     model_bytes: int | None = Field(default=None, ge=1)
-    """Memory for resident models; by default three fifths of the device's."""
+    """Memory for resident models with all that they hold: weights, their faster copies, keys and values, adapters. By
+    default three quarters of the device's."""
     sequence_slots: int = Field(default=32, ge=1, le=4096)
     """Sequences that one engine runs together."""
     slot_tokens: int = Field(default=2048, ge=16)
@@ -146,8 +147,8 @@ class WorkerSettings(Settings):
     """Tokens of prompts in a step in which other sequences decode: fewer make their texts come more evenly, more read
     prompts with less work in all."""
     kv_bytes: int | None = Field(default=None, ge=1)
-    """Memory for the keys and values of one engine's slots; by default a sixth of the device's. Where it does not
-    reach, there are fewer slots, and at last shorter ones."""
+    """Memory for the keys and values of one engine's slots; by default a sixth of the device's. Where it, or what
+    `model_bytes` leaves beside the model's weights, does not reach, there are fewer slots, at last shorter ones."""
     kv_reuse: Literal["owner", "shared", "off"] = "owner"
     """Who may go on from the keys and values of a prompt that began the same: jobs of the same owner, all jobs (the
     time to the first token then tells what others have asked), or none."""

@@ -17,7 +17,7 @@ class BatchedWork(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     task: str
-    """Or `adapters`, for all that have heads of their own."""
+    """Or `adapters`, for those of an encoder, and embeddings of their base beside them."""
     unit: str
     """Of the costs: tokens, pixels or samples."""
     batches: int
@@ -65,7 +65,7 @@ class ResidentInfo(BaseModel):
     task: Task
     """That its weights and head are loaded for."""
     bytes: int
-    """Of its weights on the device."""
+    """On the device: weights, their faster copies, keys and values, tables of adapters."""
     load_seconds: float
     work: tuple[BatchedWork, ...] = ()
     engine: EngineWork | None = None
@@ -80,12 +80,18 @@ class WorkerInfo(BaseModel):
     pid: int
     device: str
     roles: tuple[Role, ...]
+    adapter_slots: int | None = None
+    """Of each of its models; None of a worker from before it was told."""
     resident: tuple[str, ...]
     """Names of the models in its memory."""
     models: tuple[ResidentInfo, ...] = ()
     """The same, with what each is loaded for, what it weighs and what it has done."""
     running: int
     """Attempts that it executes now."""
+    trained_seconds: float = 0.0
+    """For how long trainings have held the device since it started."""
+    quantum_seconds: float = 0.0
+    """How long a turn of theirs lasts at present while serving waits."""
     started_at: float
 
 

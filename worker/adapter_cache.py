@@ -27,6 +27,10 @@ class AdapterCache(Generic[Weights]):
         self._kept: OrderedDict[str, Weights] = OrderedDict()
         self._lock = threading.Lock()
 
+    def pinned(self, base: str) -> frozenset[str]:
+        """Ids of a model's adapters that are to keep their slots."""
+        return self._adapters.pinned(base)
+
     def get(self, adapter: str, model: PreTrainedModel) -> Weights:
         """Raises UnknownAdapter, and what `read` raises of an adapter that cannot be served."""
         # A deleted adapter must not be served from memory: the index is asked each time.

@@ -23,6 +23,10 @@ class Batchers:
                 self._batchers[task] = self._make(task)
             return self._batchers[task]
 
+    def __contains__(self, task: str) -> bool:
+        """Whether it has been asked for."""
+        return task in self._batchers
+
     def task(self, task: str) -> BatchedTask[Any, Any]:
         return self.get(task).task
 
@@ -30,6 +34,12 @@ class Batchers:
         """What each has done, by task."""
         with self._lock:
             return {task: batcher.counts for task, batcher in self._batchers.items()}
+
+    @property
+    def bytes(self) -> int:
+        """What they hold beside the model: the adapters' tables."""
+        # Waits for no lock either: a batcher may be in the making.
+        return sum(batcher.task.bytes for batcher in list(self._batchers.values()))
 
     def is_busy(self) -> bool:
         # Waits for no lock: whoever holds it may hang.

@@ -5,17 +5,19 @@ import os
 import torch
 
 from tandem.errors import ConfigurationError
+from tandem.settings import WorkerSettings
+from worker.residency import MemoryBudget
 
-MODEL_SHARE = 0.6
-"""Of the device's memory for resident models by default; the rest is for KV slots, activations and training."""
+MODEL_SHARE = 0.75
+"""Of the device's memory for resident models by default, keys and values of their engines included."""
 
 KV_SHARE = 1 / 6
-"""Of the device's memory for the keys and values of one engine by default: two engines, activations and training find
-room beside the resident models."""
+"""Of the device's memory, within that share, for the keys and values of one engine by default: two engines leave half
+of it to weights."""
 
 TRAINING_SHARE = 1 / 6
-"""Of the device's memory for the activations of all trainings together: beside the resident models and one engine's
-keys and values, a fifteenth is left for all else. A training that needs more runs alone."""
+"""Of the device's memory for the activations of all trainings together: beside the resident models a twelfth is left
+for all else. A training that needs more runs alone."""
 
 
 def choose_device(setting: str) -> torch.device:
@@ -41,6 +43,14 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_budget(settings: WorkerSettings, device: torch.device) -> MemoryBudget:
+    """What the settings allow the resident models, or their share of the device's memory."""
+    memory = memory_bytes(device)
+    return MemoryBudget(
+        residents=settings.model_bytes or int(memory * MODEL_SHARE), kv=settings.kv_bytes or int(memory * KV_SHARE)
+    )
 
 
 def choose_dtype(setting: str, device: torch.device) -> torch.dtype:

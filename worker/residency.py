@@ -17,8 +17,26 @@ from tandem.specs import Task
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Bytes that a worker's residents may take."""
+
+    residents: int
+    """All of them together, each with its weights, their faster copies, keys and values, and adapters."""
+    kv: int
+    """The keys and values of one of them."""
+
+    def kv_beside(self, weights: int) -> int:
+        """What the keys and values of a model may take beside its weights and their copies, if it is alone."""
+        return max(0, min(self.kv, self.residents - weights))
+
+
 class Resident(Protocol):
     """What is loaded: it can be closed, and then holds no memory."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes now: adapters that come later make it more."""
 
     def close(self) -> None: ...
 
@@ -30,16 +48,22 @@ Key = tuple[str, Task]
 
 @dataclass
 class _Place(Generic[R]):
-    bytes: int
+    reserved: int
+    """Bytes that it was measured to need, before it was loaded."""
     pins: int = 0
     resident: R | None = None
     """None while it is being loaded."""
     failed: BaseException | None = None
     ready: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def bytes(self) -> int:
+        return self.reserved if self.resident is None else self.resident.bytes
+
 
 class ResidentModels(Generic[R]):
     def __init__(self, budget_bytes: int, *, measure: Callable[[Key], int], load: Callable[[Key], R]) -> None:
+        """`measure` says how many bytes a model will take at most, with all that it has from the start."""
         self._budget = budget_bytes
         self._measure = measure
         self._load = load

@@ -1,4 +1,4 @@
-"""`tandem adapters`: list, show, add, download, merge, delete."""
+"""`tandem adapters`: list, show, add, download, merge, pin, unpin, delete."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from tandem.cli.merge import merge_adapter
 from tandem.cli.tables import adapters_table, print_json, print_table, record_table
 from tandem.client import Tandem
 
-adapters = typer.Typer(help="List, show, add, download, merge and delete adapters.")
+adapters = typer.Typer(help="List, show, add, download, merge, pin and delete adapters.")
 
 AdapterId = Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @adapters.callback(invoke_without_command=True)
 def default(context: typer.Context) -> None:
-    """List, show, add, download, merge and delete adapters; without a command, list them."""
+    """List, show, add, download, merge, pin and delete adapters; without a command, list them."""
     if context.invoked_subcommand is None:
         list_adapters()
 
@@ -91,6 +91,22 @@ def merge(
     merge_adapter(adapter, folder, base)
     for path in sorted(folder.iterdir()):
         typer.echo(str(path))
+
+
+@adapters.command("pin")
+def pin(adapter: AdapterId) -> None:
+    """Let an adapter keep its slot on every worker, from its first use there on."""
+    with Tandem() as client:
+        client.pin_adapter(adapter)
+    typer.echo(f"{adapter} keeps its slot; `tandem adapters unpin {adapter}` ends that")
+
+
+@adapters.command("unpin")
+def unpin(adapter: AdapterId) -> None:
+    """Let a pinned adapter leave its slot as others do."""
+    with Tandem() as client:
+        client.unpin_adapter(adapter)
+    typer.echo(f"{adapter} leaves its slot when others need it")
 
 
 @adapters.command("delete")

@@ -207,17 +207,22 @@ class TextGenerationSpec(InferenceBase):
     """`auto` leaves it to the model; `none` does not tell it of the tools; else its answer is held to be a call."""
     parallel_tool_calls: bool | None = None
     """Whether one answer may have several calls; None allows them where the model decides (`auto`)."""
+    truncation: Literal["disabled", "auto"] = "disabled"
+    """`auto`: a chat that leaves no room for `max_new_tokens` (or half of the context, if they are more) loses its
+    oldest turns until it does; system messages and the last turn stay. `disabled`: without any room it is refused."""
     stream: bool = False
     """Emit every token as an event of the job while it runs."""
     response: AskedResponse | None = None
     """Of a job that `POST /v1/responses` has made: what the response shows besides the job."""
 
     @model_validator(mode="after")
-    def _says_how_to_use_its_tools(self) -> Self:
+    def _uses_tools_and_turns_of_a_chat(self) -> Self:
         if self.tools and not self.is_chat:
             raise ValueError("`tools` are for chats; send messages, or leave `tools` out")
         if self.tool_choice not in ("auto", "none") and not self.tools:
             raise ValueError("`tool_choice` asks for a call, but there are no `tools`: give some, or leave it out")
+        if self.truncation == "auto" and not self.is_chat:
+            raise ValueError("`truncation: auto` drops the oldest turns of a chat; send messages, or leave it out")
         names = [tool.function.name for tool in self.tools]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"`tools` has two functions named {twice!r}; rename one")

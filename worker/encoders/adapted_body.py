@@ -78,6 +78,8 @@ class AdaptedBody:
         self._bank = AdapterBank(slots=adapter_slots, rank=adapter_rank)
         self._bank.take_over(body, head=None)
         self._slots = AdapterSlots(adapter_slots)
+        self.pinned_adapters: frozenset[str] = frozenset()
+        """Adapters that keep their slots from their first use on, as `AdapterSlots.pin` allows. Set by any thread."""
         self._held: dict[int, str] = {}
         """The adapter whose weights are whole in a slot."""
         self._pad_id = getattr(body.config, "pad_token_id", None) or 0
@@ -88,6 +90,11 @@ class AdaptedBody:
     def resident(self) -> list[str]:
         """Ids of the adapters in slots, the least recently used first."""
         return list(self._slots.resident)
+
+    @property
+    def bytes(self) -> int:
+        """Of its adapters' tables."""
+        return self._bank.bytes
 
     def check(self, adapter: EncoderAdapter) -> None:
         """Raise unless the adapter fits: InvalidRequest for its rank, AdapterMismatch for its shapes."""
@@ -103,10 +110,11 @@ class AdaptedBody:
 
     def forwards(self, adapters: Sequence[EncoderAdapter | None]) -> list[list[int]]:
         """The places of a batch's rows that can run in one forward each: one for all, unless slots are too few."""
-        known = {adapter.id: adapter for adapter in adapters if adapter is not None}
+        self._slots.pin(self.pinned_adapters)
+        known = {adapter.id: adapter for adapter in adapters if adapter is not None and adapter.changes_body}
         return plan_forwards(
-            [None if adapter is None else adapter.id for adapter in adapters],
-            slots=self._bank.slots,
+            [adapter.id if adapter is not None and adapter.id in known else None for adapter in adapters],
+            slots=self._bank.slots - len(self._slots.pinned),
             alone={name for name, adapter in known.items() if self._is_alone(adapter)},
         )
 
@@ -128,9 +136,11 @@ class AdaptedBody:
         An adapter that is in no slot is copied into one first, in place of the least recently used that no row of
         this forward needs.
         """
-        adapters = {row.adapter.id: row.adapter for row in rows if row.adapter is not None}
+        adapters = {
+            row.adapter.id: row.adapter for row in rows if row.adapter is not None and row.adapter.changes_body
+        }
         with self._one_forward, self._in_slots(adapters) as slots:
-            row_slots = [BASE if row.adapter is None else slots[row.adapter.id] for row in rows]
+            row_slots = [BASE if row.adapter is None else slots.get(row.adapter.id, BASE) for row in rows]
             order = sorted(range(len(rows)), key=row_slots.__getitem__)
             runs = [(slot, len(list(run))) for slot, run in groupby(row_slots[place] for place in order)]
             if len(runs) == 1:

@@ -67,7 +67,7 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         # meanwhile: a copy of our own, for one thread at a time.
         tokenizer = copy.deepcopy(tokenizer)
         self._encoding = threading.Lock()
-        self._body = body
+        self.body = body
         self._base = FeatureExtraction(body.body, tokenizer)
         self._base_stand_in = BodyStandIn(body.body.device)
         self._base.model = self._base_stand_in
@@ -78,12 +78,16 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         self._tokenizer: Any = tokenizer
         self._tasks: WeakKeyDictionary[EncoderAdapter, BatchedTask[Any, Any]] = WeakKeyDictionary()
 
-    def task_of(self, adapter: EncoderAdapter) -> BatchedTask[Any, Any]:
+    @property
+    def bytes(self) -> int:
+        return self.body.bytes
+
+    def task_of(self, adapter: EncoderAdapter | None) -> BatchedTask[Any, Any]:
         """The adapter's own task, around its head: as a model with such a head does it. Without one, the base's.
 
         Its `forward` is for this object alone to call.
         """
-        if adapter.own_head is None:
+        if adapter is None or adapter.own_head is None:
             return self._base
         with self._encoding:
             if adapter not in self._tasks:
@@ -100,8 +104,8 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         """
         adapter = parameters.adapter
         if adapter is not None:
-            self._body.check(adapter)
-        task: BatchedTask[Any, Any] = self._base if adapter is None else self.task_of(adapter)
+            self.body.check(adapter)
+        task = self.task_of(adapter)
         if task is self._base and isinstance(parameters.parameters, SimilarityParameters):
             task = self._similarity
         with self._encoding:
@@ -118,8 +122,8 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         whose weights overflow, or give output that is not finite.
         """
         outputs: dict[int, Any] = {}
-        for places in self._body.forwards([piece.row.adapter for piece in pieces]):
-            body_output = self._body.forward([pieces[place].row for place in places])
+        for places in self.body.forwards([piece.row.adapter for piece in pieces]):
+            body_output = self.body.forward([pieces[place].row for place in places])
             groups: dict[Hashable, list[int]] = {}
             for index, place in enumerate(places):
                 piece = pieces[place]
@@ -151,7 +155,7 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
         adapter: EncoderAdapter | None,
         name: str,
     ) -> AdapterPiece:
-        row = BodyRow(self._body.arguments(_model_inputs(piece)), adapter)
+        row = BodyRow(self.body.arguments(_model_inputs(piece)), adapter)
         if len(row) > self._base.max_tokens:
             raise PromptTooLong(
                 f"{name} has {len(row)} tokens; the model takes {self._base.max_tokens}. "
@@ -160,7 +164,7 @@ class AdapterTask(BatchedTask[AdapterParameters, AdapterPiece]):
             )
         if len(row) == 0:
             raise InvalidRequest(f"{name} has no tokens; send a text with at least one word.", param=name)
-        return AdapterPiece(task, piece, row, self._body.company(adapter))
+        return AdapterPiece(task, piece, row, self.body.company(adapter))
 
     def _stand_in(self, adapter: EncoderAdapter | None) -> BodyStandIn:
         return self._base_stand_in if adapter is None or adapter.own_head is None else adapter.stand_in

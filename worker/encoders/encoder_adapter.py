@@ -53,6 +53,11 @@ class EncoderAdapter:
     """None where it makes embeddings, as the body without it does."""
 
     @property
+    def changes_body(self) -> bool:
+        """Whether it needs a slot of the body's bank: not if it trained its head alone."""
+        return bool(self.weights.modules)
+
+    @property
     def head(self) -> PreTrainedModel:
         """Raises ValueError where it has none."""
         return self._own_head.model

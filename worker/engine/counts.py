@@ -10,7 +10,7 @@ class Occupancy:
     waiting: int
     running: int
     free_sequence_slots: int
-    pinned_adapters: int
+    used_adapters: int
 
 
 @dataclass

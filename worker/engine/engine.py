@@ -41,8 +41,8 @@ KVReuse = Literal["owner", "shared", "off"]
 class Engine:
     """Continuous batching over a model that it takes over: the model's linear layers and attention are replaced.
 
-    `submit`, `has_work` and `progress` may be used from any thread, and wait for none; `step` and `abandon` belong
-    to one thread.
+    `submit`, `has_work`, `progress`, `bytes` and `pinned_adapters` may be used from any thread, and wait for none;
+    `step` and `abandon` belong to one thread.
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class Engine:
         """Tokens that the model has, those included that its tokenizer does not know."""
         self.end_tokens = _end_tokens(model)
         self._arrived: deque[Sequence] = deque()  # appended to by any thread, emptied by step
+        self.pinned_adapters: frozenset[str] = frozenset()
+        """Adapters that keep their slots from their first use on, as `AdapterSlots.pin` allows. Set by any thread."""
         self.progress = 0
         """Forwards computed and sequences ended early, together: it grows while there is work, or work stands still.
         (Steps are not counted: one that plans no row would be repeated for ever.)"""
@@ -118,8 +120,13 @@ class Engine:
             waiting=len(self._arrived) + len(self._scheduler.waiting),
             running=len(self._scheduler.running),
             free_sequence_slots=self._scheduler.free_sequence_slots,
-            pinned_adapters=self._scheduler.adapter_slots.pinned,
+            used_adapters=self._scheduler.adapter_slots.used,
         )
+
+    @property
+    def bytes(self) -> int:
+        """What it holds beside the model's weights: their copies, keys and values, tables of adapters."""
+        return self.packed_bytes + self.kv_bytes + self._bank.bytes
 
     @property
     def kv_bytes(self) -> int:
@@ -165,6 +172,7 @@ class Engine:
         """
         while self._arrived:
             self._scheduler.add(self._arrived.popleft())
+        self._scheduler.adapter_slots.pin(self.pinned_adapters)
         # Before the admission, so that those who wait get the slots of those who leave.
         self._end_stopped()
         admission = self._scheduler.admit()
@@ -203,7 +211,8 @@ class Engine:
             virtual = f", after {sequence.virtual_tokens} of its adapter," if sequence.virtual_tokens else ""
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens{virtual} and asks for {sequence.parameters.max_new_tokens} new "
-                f"ones (max_new_tokens); prompt and answer together may have {self.max_context}. Shorten the prompt",
+                f"ones (max_new_tokens); this model's maximum context length is {self.max_context}, prompt and "
+                "answer together. Shorten the prompt",
                 param="inputs",
             )
         if sequence.adapter is not None:
@@ -240,13 +249,14 @@ class Engine:
 
     def _fail_adapter(self, sequence: Sequence, error: Exception) -> None:
         """Fail everybody who runs with the adapter of a sequence for which it could not be made ready."""
-        if sequence.adapter is None:
+        adapter_id = sequence.slot_adapter_id
+        if adapter_id is None:
             self._fail(sequence, error)
             return
         for user in self._scheduler.running:
-            if user.adapter_id == sequence.adapter.id:
+            if user.adapter_id == adapter_id:
                 self._fail(user, error)
-        self._scheduler.adapter_slots.forget(sequence.adapter.id)
+        self._scheduler.adapter_slots.forget(adapter_id)
 
     def _hand_out(self, plan: StepPlan, chosen: list[Chosen]) -> None:
         for sequence, choice in zip(plan.emitting, chosen, strict=True):

@@ -16,7 +16,7 @@ from worker.engine.recording import Recording
 from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 from worker.engine.sequence import Sequence
 from worker.engine.tokens.prompt_logprobs import note_prompt_logprobs, told_rows
-from worker.engine.tokens.sampler import Chosen, choose
+from worker.engine.tokens.sampler import Chosen, choose, largest
 from worker.engine.tokens.sampling import Sampling
 
 
@@ -27,6 +27,7 @@ class Forward:
         self._model = model
         self._kv = kv
         self._bank = bank
+        self._largest = largest if bank.kernels is None else bank.kernels.largest
         self._graphs: DecodeGraphs | None = None
         if isinstance(kv, TokenMajorSlots) and kv.device.type == "cuda":
             record = partial(Recording, memory=torch.cuda.graph_pool_handle())
@@ -61,7 +62,7 @@ class Forward:
                 logits = self._logits(self._inputs(tokens, plan), positions, emitting, step)
         choosing = len(emitting) - len(told)
         note_prompt_logprobs(logits[choosing:], told)
-        return choose(logits[:choosing], [_sampling(sequence) for sequence in plan.emitting])
+        return choose(logits[:choosing], [_sampling(sequence) for sequence in plan.emitting], self._largest)
 
     def _inputs(self, tokens: list[int], plan: StepPlan) -> dict[str, torch.Tensor]:
         """The rows' token ids; their embeddings where an adapter brings some of its own."""

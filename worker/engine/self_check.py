@@ -101,7 +101,7 @@ def _over_slots(
 ) -> torch.Tensor:
     """[2, TOKENS, vocabulary]: both sequences' logits, computed in three steps."""
     kv = KVSlots(
-        kv_shape(model),
+        kv_shape(model.config),
         slots=max(SLOTS) + 1,
         slot_tokens=TOKENS,
         dtype=kv_dtype(model, row_attention),  # as the engine does

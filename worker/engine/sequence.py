@@ -132,6 +132,11 @@ class Sequence:
         return None if self.adapter is None else self.adapter.id
 
     @property
+    def slot_adapter_id(self) -> str | None:
+        """The same if its adapter needs a slot of the bank; None for one that only puts something before prompts."""
+        return self.adapter_id if self.adapter is not None and self.adapter.prefix is None else None
+
+    @property
     def context_tokens(self) -> int:
         """Positions that are read before the first token is generated."""
         return self.virtual_tokens + len(self.prompt_tokens)

@@ -6,7 +6,7 @@ What they do not tell, `self_check` finds out by running the model.
 import inspect
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from worker.engine.kv.slots import KVShape
 
@@ -19,14 +19,17 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 layers scale attention by positions that they count themselves, and cannot share a forward.)"""
 
 
+SHAPE_FIELDS = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+"""What `kv_shape` reads of a config."""
+
+
 def unsupported_reason(model: PreTrainedModel) -> str | None:
     """Why the engine cannot hold this model, in a plain sentence; None when nothing speaks against it."""
     return _class_reason(model) or _attention_reason(model) or _context_reason(model)
 
 
-def kv_shape(model: PreTrainedModel) -> KVShape:
-    """The shape of a supported model's keys and values."""
-    config = model.config
+def kv_shape(config: PreTrainedConfig) -> KVShape:
+    """The shape of a supported model's keys and values, by its config."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return KVShape(config.num_hidden_layers, heads, head_dim)
@@ -49,8 +52,7 @@ def _class_reason(model: PreTrainedModel) -> str | None:
         return f"{name} has layers in which tokens see later ones"
     if getattr(config, "sub_configs", None):
         return f"{name} has parts beside a text decoder"
-    fields = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    missing = [field for field in fields if not hasattr(config, field)]
+    missing = [field for field in SHAPE_FIELDS if not hasattr(config, field)]
     if missing:
         return f"the config of {name} does not name {', '.join(missing)}"
     return None

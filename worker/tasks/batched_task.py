@@ -37,6 +37,11 @@ class BatchedTask(ABC, Generic[ParametersT, PieceT]):
     unit: str = "tokens"
     """Of a piece's cost, as errors and metrics name it."""
 
+    @property
+    def bytes(self) -> int:
+        """What it holds on the device beside its model."""
+        return 0
+
     @abstractmethod
     def encode(self, inputs: Sequence[Any], parameters: ParametersT, *, first: int = 0) -> list[list[PieceT]]:
         """The pieces of each input, in order, at least one each. Safe to call from several threads.

@@ -1,7 +1,7 @@
 """Tokens with their log-probabilities as a result tells them: in the form of OpenAI's `logprobs.content`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -39,6 +39,11 @@ class TokenLogprobs:
             }
             for chosen in places
         ]
+
+    def of_prompt(self, tokens: Sequence[int], places: Iterable[Chosen]) -> list[dict[str, Any]]:
+        """The same of a prompt's tokens. The first follows nothing: it has no log-probability and no place."""
+        first = {**self.told([Chosen(tokens[0], 0.0)])[0], "logprob": None}
+        return [first, *self.told(places)]
 
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
         described = self._described.get(token)

@@ -1,6 +1,7 @@
 """Adapters through the batcher: mixed with strangers, each job's result is the library's pipeline's for it alone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from tandem.specs.text import TokenClassificationParameters
 from tests.unit.encoders.adapter_folders import RECIPES, Recipe, library_model, save_adapter, save_body
 from tests.unit.encoders.tiny_models import MAX_TOKENS, SENTENCES
 from worker.encoders import EncoderBatcher
-from worker.encoders.adapted_body import AdaptedBody
+from worker.encoders.adapted_body import AdaptedBody, BodyRow
 from worker.encoders.adapter_task import AdapterParameters, AdapterTask
 from worker.encoders.encoder_adapter import EncoderAdapter, read_encoder_adapter
+from worker.engine.adapters.weights import AdapterWeights
 from worker.pipelines.question_answering import QuestionAnsweringPipeline
 from worker.tasks.feature_extraction import FeatureExtraction
 
@@ -28,6 +30,7 @@ TOLERANCE = 1e-5
 """Between a padded mixed batch and one text alone, float32: rounding in another order of summation."""
 
 TEXTS = list(SENTENCES)
+ONE_TEXT = {"input_ids": torch.tensor([[2, 5, 6, 3]])}
 QUESTIONS = [
     {"question": "who won the match", "context": " ".join(SENTENCES)},  # longer than the body: several windows
     {"question": "the cat sat on", "context": SENTENCES[0]},
@@ -169,6 +172,19 @@ def test_an_adapter_that_had_to_leave_its_slot_comes_back_the_same(served: Serve
     assert served.body.resident == ["topic", "tags"]
     assert_same(served.submit("mood", ClassificationParameters()).result(), first)
     assert served.body.resident == ["tags", "mood"]
+
+
+def test_an_adapter_that_trained_its_head_alone_takes_no_slot(served: Served) -> None:
+    """Its rows are the base's to the body, and run beside as many adapters as there are slots."""
+    mood, tags, head_alone = served.adapters["mood"], served.adapters["tags"], served.adapters["rating"]
+    assert head_alone is not None
+    head_alone = replace(head_alone, weights=AdapterWeights(head_alone.id, {}))
+    rows = [BodyRow(served.body.arguments(ONE_TEXT), adapter) for adapter in (mood, tags, head_alone, None)]
+
+    assert served.body.forwards([row.adapter for row in rows]) == [[0, 1, 2, 3]]
+    output = served.body.forward(rows)
+    assert set(served.body.resident) == {"mood", "tags"}
+    assert torch.equal(output.of([2]).last_hidden_state, output.of([3]).last_hidden_state)
 
 
 def test_an_adapter_in_use_stays_in_its_slot(served: Served) -> None:

@@ -34,7 +34,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def crowd(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[..., Crowd]]:
-    """Makes engines; at the end each must be empty, with every slot free and no adapter pinned."""
+    """Makes engines; at the end each must be empty, with every slot free and no adapter in use."""
     made: list[tuple[Engine, int]] = []
 
     def make(model: PreTrainedModel, **sizes: int) -> Crowd:
@@ -52,4 +52,4 @@ def crowd(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[..., Crowd]]:
 
     yield make
     for engine, slots in made:
-        assert engine.occupancy == Occupancy(0, 0, free_sequence_slots=slots, pinned_adapters=0)
+        assert engine.occupancy == Occupancy(0, 0, free_sequence_slots=slots, used_adapters=0)

@@ -37,6 +37,27 @@ def test_an_adapter_is_in_use_until_its_last_user_releases_it() -> None:
     assert slots.claim("b") == AdapterClaim(slot=0, is_miss=True)
 
 
+def test_a_pinned_adapter_keeps_its_slot_until_it_is_unpinned() -> None:
+    slots = AdapterSlots(2)
+    slots.pin(frozenset({"a"}))
+    for adapter in ("a", "b", "c"):
+        slots.claim(adapter)
+        slots.release(adapter)
+    assert list(slots.resident) == ["a", "c"]
+
+    slots.pin(frozenset())
+    assert slots.claim("d") == AdapterClaim(slot=0, is_miss=True)
+
+
+def test_one_slot_is_left_to_adapters_that_are_not_pinned() -> None:
+    slots = AdapterSlots(2)
+    slots.pin(frozenset({"a", "b"}))
+    for adapter in ("a", "b", "c"):
+        assert slots.claim(adapter) is not None
+        slots.release(adapter)
+    assert list(slots.resident) == ["a", "c"]
+
+
 def test_a_forgotten_adapter_must_be_loaded_again() -> None:
     slots = AdapterSlots(1)
     slots.claim("a")
@@ -73,4 +94,4 @@ def test_no_slot_ever_holds_two_adapters(count: int, uses: list[tuple[bool, str]
         resident = slots.resident
         assert len(set(resident.values())) == len(resident) <= count
         assert set(held) <= set(resident)
-        assert slots.pinned == len(set(held))
+        assert slots.used == len(set(held))

@@ -55,6 +55,27 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_a_crowd(together: Crowd)
     assert all(neighbour.future.result(0).completion_tokens == 25 for neighbour in neighbours)
 
 
+def test_a_pinned_adapter_is_loaded_once_however_many_others_come(crowd) -> None:
+    together = crowd(build_model(FAMILIES["llama"]()), adapter_slots=2)
+    together.engine.pinned_adapters = frozenset({"pinned"})
+    for name in ("pinned", "a", "b", "pinned"):
+        together.generate([1, 2, 3], adapter=adapter(name), max_new_tokens=2)
+    assert together.engine.counts.adapter_loads == 3
+
+
+def test_it_counts_the_tensors_that_it_holds_beside_the_models(crowd) -> None:
+    """Keys and values from the start, a layer's table of adapters from the first adapter that needs it."""
+    together = crowd(build_model(FAMILIES["llama"]()), packed_linears=False)
+    engine = together.engine
+    kv = engine._kv
+    assert engine.bytes == sum(tensor.nbytes for tensor in (*kv.keys, *kv.values))
+
+    together.generate([1, 2, 3], adapter=adapter("a"), max_new_tokens=2)
+    table = engine._bank.linears[PATH].slots._pairs
+    assert engine.bytes - engine.kv_bytes >= table.a.nbytes + table.b.nbytes > 0
+    assert table.a.nbytes == 4 * 8 * 64 * 4, "adapter slots, rank, inputs, bytes of a float32"
+
+
 def test_without_a_seed_texts_differ(together: Crowd) -> None:
     prompt = random_prompts((12,))[0]
     texts = {together.generate(prompt, max_new_tokens=20, **HOT).token_ids for _ in range(3)}

@@ -1,5 +1,6 @@
 """Each kernel computes what torch's operations do: in float32 to the last bits, in bfloat16 but for rounding."""
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from worker.engine.kernels.choice import Kernels, kernels_fault
 from worker.engine.kernels.few_rows import MOST_ROWS, FewRows
 from worker.engine.kernels.gate import silu_times
 from worker.engine.kernels.intrinsics import integer, take
+from worker.engine.kernels.largest import VALUES_AT_ONCE, largest
 from worker.engine.kernels.norm import rms_norm
 from worker.engine.kernels.pair_update import add_pairs
 from worker.engine.kernels.rotation import rotate
@@ -165,6 +167,48 @@ def test_values_that_are_not_numbers_stay_in_their_row() -> None:
 
 @DTYPES
 @ROWS
+@pytest.mark.parametrize("width", [7, VALUES_AT_ONCE, 3 * VALUES_AT_ONCE + 5])
+def test_of_equal_logits_the_first_is_the_largest_as_for_torch(rows: int, width: int, dtype: torch.dtype) -> None:
+    """In bfloat16 a few hundred values have equals among them, and here the largest one has some in every row."""
+    logits = (4 * draw(rows, width + 3, dtype=dtype))[:, 3:].clamp(max=2.0)
+    logits[0] = -30.0  # all are equal
+
+    tokens, totals = largest(logits)
+
+    assert torch.equal(tokens, logits.argmax(dim=-1))
+    torch.testing.assert_close(totals, logits.float().logsumexp(dim=-1))
+
+
+@DTYPES
+def test_zeros_of_either_sign_are_equal_and_minus_infinity_is_never_chosen(dtype: torch.dtype) -> None:
+    logits = torch.full((2, 2 * VALUES_AT_ONCE), -math.inf, dtype=dtype)
+    logits[0, 700], logits[0, 701], logits[1, -1] = -0.0, 0.0, -3e38
+
+    tokens, totals = largest(logits)
+
+    assert tokens.tolist() == logits.argmax(dim=-1).tolist() == [700, 2 * VALUES_AT_ONCE - 1]
+    torch.testing.assert_close(totals, logits.float().logsumexp(dim=-1))
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("broken", "first"), [(math.nan, 999), (-math.nan, 600), (math.inf, 999), (-math.inf, 0)], ids=str
+)
+def test_logits_that_are_not_finite_spoil_the_logprob_of_their_row_alone(
+    broken: float, first: int, dtype: torch.dtype
+) -> None:
+    logits = draw(3, 1000, dtype=dtype)
+    logits[1, first:] = broken
+
+    tokens, totals = largest(logits)
+
+    assert torch.equal(tokens[::2], logits.argmax(dim=-1)[::2])
+    logprobs = logits.gather(1, tokens[:, None])[:, 0].float() - totals
+    assert logprobs.isfinite().tolist() == [True, False, True]
+
+
+@DTYPES
+@ROWS
 def test_each_row_gets_the_update_of_its_own_adapter(rows: int, dtype: torch.dtype) -> None:
     """Ranks of 8, 3 and 0 in a table of rank 8; rows of the base stay bit for bit. Inputs and outputs are views."""
     a, b = draw(24, 40, dtype=dtype) / 6, draw(24, 50, dtype=dtype, seed=4)
@@ -274,10 +318,12 @@ def test_there_are_no_kernels_for_other_dtypes() -> None:
     assert kernels_fault(torch.float16) == "there are no kernels for torch.float16"
 
 
-@pytest.mark.parametrize("wrong", ["rms_norm", "silu_times", "attend_rows", "add_pairs", "rotate"])
+@pytest.mark.parametrize("wrong", ["rms_norm", "silu_times", "attend_rows", "add_pairs", "rotate", "largest"])
 def test_a_kernel_that_computes_something_else_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: torch.Tensor, **options: object) -> torch.Tensor:
-        return torch.full((1,), float("nan"))  # those that write in place write nothing
+    nothing = torch.full((1,), math.nan)
+
+    def broken(*arguments: torch.Tensor, **options: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        return (nothing, nothing) if wrong == "largest" else nothing  # those that write in place write nothing
 
     monkeypatch.setattr(trial, wrong, broken)
 

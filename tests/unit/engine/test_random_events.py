@@ -125,5 +125,5 @@ def test_whatever_arrives_leaves_and_gives_way_nobody_runs_on_what_is_not_its_ow
 
     assert min(ended, memory.reused, memory.restored, memory.loads, removed) > 100
     assert memory.scheduler.free_sequence_slots == SLOTS
-    assert memory.scheduler.adapter_slots.pinned == 0
+    assert memory.scheduler.adapter_slots.used == 0
     assert not memory.parked

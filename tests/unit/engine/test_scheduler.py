@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.specs import GenerationParameters
+from worker.engine.adapters.prefix import VirtualTokens
 from worker.engine.adapters.weights import AdapterWeights
 from worker.engine.scheduling.adapter_slots import AdapterSlots
 from worker.engine.scheduling.scheduler import MAX_OVERTAKEN, Admission, Scheduler
@@ -111,6 +113,19 @@ def test_a_sequence_waits_while_other_adapters_hold_every_slot() -> None:
     assert loading(plans.admit()) == [blocked]
 
 
+def test_an_adapter_that_only_begins_the_prompt_takes_no_slot() -> None:
+    """A trained prefix is keys and values of its sequence: no layer of the bank holds anything of it."""
+    plans = scheduler(adapter_slots=1)
+    low_rank, prompt_tuned = sequence(adapter="low rank"), sequence()
+    prompt_tuned.adapter = AdapterWeights("prompt", {}, VirtualTokens(torch.zeros(2, 4)))
+    plans.add(low_rank)
+    plans.add(prompt_tuned)
+
+    assert loading(plans.admit()) == [low_rank]
+    assert plans.running == (low_rank, prompt_tuned)
+    assert prompt_tuned.adapter_slot is None
+
+
 def test_an_adapter_that_is_in_its_slot_is_not_loaded_again() -> None:
     plans = scheduler(sequence_slots=3, adapter_slots=1)
     first, second = sequence(adapter="a"), sequence(adapter="a")
@@ -139,6 +154,22 @@ def test_a_waiting_sequence_is_overtaken_only_so_often() -> None:
     assert blocked.overtaken == MAX_OVERTAKEN
 
 
+def test_nobody_is_parked_for_the_slot_of_a_pinned_adapter() -> None:
+    """It would not become free."""
+    plans = scheduler(sequence_slots=3, adapter_slots=2)
+    plans.adapter_slots.pin(frozenset({"pinned"}))
+    of_pinned, of_other, urgent = (sequence(adapter=name) for name in ("pinned", "other", "third"))
+    plans.add(of_other)
+    plans.admit()
+    plans.add(of_pinned)
+    plans.admit()
+    urgent.priority = 1
+    plans.add(urgent)
+
+    assert [parking.sequence for parking in plans.admit().parked] == [of_other]
+    assert plans.running == (of_pinned, urgent)
+
+
 def test_a_removed_sequence_frees_its_slots() -> None:
     plans = scheduler(sequence_slots=1, adapter_slots=1)
     running, waiting = sequence(adapter="a"), sequence(adapter="b")
@@ -150,7 +181,7 @@ def test_a_removed_sequence_frees_its_slots() -> None:
 
     assert not plans.has_work
     assert plans.free_sequence_slots == 1
-    assert plans.adapter_slots.pinned == 0
+    assert plans.adapter_slots.used == 0
     assert running.state is waiting.state is SequenceState.FINISHED
 
 
@@ -236,7 +267,7 @@ def test_whatever_arrives_everything_ends_and_nothing_is_doubled(
     assert len(machine.finished) + len(cancelled) == len(arriving)
     assert all(len(done.token_ids) == done.max_new_tokens for done in machine.finished)
     assert machine.scheduler.free_sequence_slots == slots
-    assert machine.scheduler.adapter_slots.pinned == 0
+    assert machine.scheduler.adapter_slots.used == 0
 
 
 @settings(deadline=None)

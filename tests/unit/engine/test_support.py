@@ -86,11 +86,11 @@ def test_an_encoder_decoder_is_refused() -> None:
 
 
 def test_queries_that_share_one_head_need_one_head_of_keys_and_values() -> None:
-    assert kv_shape(build(HELD["gpt-bigcode"]())).heads == 1
+    assert kv_shape(build(HELD["gpt-bigcode"]()).config).heads == 1
 
 
 def test_the_shape_is_read_under_a_configs_own_names() -> None:
     """GPT-2 calls its layers `n_layer`, its heads `n_head` and its width `n_embd`."""
-    shape = kv_shape(build(HELD["gpt2"]()))
+    shape = kv_shape(build(HELD["gpt2"]()).config)
 
     assert (shape.layers, shape.heads, shape.head_dim) == (4, 4, 16)

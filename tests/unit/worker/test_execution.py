@@ -3,7 +3,9 @@
 import threading
 from pathlib import Path
 
-from tandem.errors import InvalidRequest, OutOfMemory
+import pytest
+
+from tandem.errors import AttemptStopped, Cancelled, InvalidRequest, OutOfMemory, QueueUnavailable
 from tandem.job import JobState
 from tests.unit.worker.worker_bench import (
     LANE,
@@ -44,6 +46,36 @@ def test_an_unforeseen_error_is_internal_and_says_its_type(bench: Bench) -> None
     failure = bench.jobs.get(job_id).failure
     assert failure is not None
     assert (failure.code, failure.message) == ("internal_error", "ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize(("error", "state"), [(InvalidRequest, "failed"), (Cancelled, "cancelled")])
+def test_a_job_that_ends_without_success_keeps_what_its_runner_leaves(
+    bench: Bench, error: type[InvalidRequest | AttemptStopped], state: str
+) -> None:
+    def run(attempt: Attempt) -> None:
+        attempt.leave(lambda: {"steps": 3})
+        raise error
+
+    job_id = bench.submit()
+    bench.executor(run).run(LANE)
+    ended = bench.jobs.get(job_id)
+    assert (ended.state, ended.result) == (state, {"steps": 3})
+
+
+def test_what_cannot_be_left_holds_up_no_end(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def fail_to_leave() -> None:
+        raise QueueUnavailable
+
+    def run(attempt: Attempt) -> None:
+        attempt.leave(fail_to_leave)
+        raise InvalidRequest("too late")
+
+    job_id = bench.submit()
+    bench.executor(run).run(LANE)
+    failed = bench.jobs.get(job_id)
+    assert failed.failure is not None
+    assert (failed.failure.message, failed.result) == ("too late", None)
+    assert "without what it was to leave" in caplog.text
 
 
 def test_a_ticket_too_many_does_nothing(bench: Bench) -> None:

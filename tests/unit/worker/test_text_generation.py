@@ -21,7 +21,7 @@ from worker.batchers import Batchers
 from worker.encoders import EncoderBatcher
 from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
-from worker.loading import ResidentModel
+from worker.resident_model import ResidentModel
 from worker.runners.text_generation import TextGenerationRunner, choice_parameters
 from worker.tasks.text_generation import TextGenerationByGenerate
 from worker.tasks.token_logprobs import token_bytes
@@ -273,8 +273,9 @@ def test_a_token_that_the_model_does_not_have_is_refused(where: str, request: py
     [
         ({"adapter": "ft:tiny"}, "adapter"),
         ({"parameters": {"response_format": {"type": "json_object"}}}, "parameters.response_format"),
+        ({"inputs": [{"role": "user", "content": PROMPT}], "truncation": "auto"}, "truncation"),
     ],
-    ids=["adapter", "response_format"],
+    ids=["adapter", "response_format", "truncation"],
 )
 def test_what_the_library_cannot_do_is_refused_by_name(library: ResidentModel, asked: dict, param: str) -> None:
     spec = TextGenerationSpec.model_validate({"task": "text-generation", "inputs": PROMPT, **asked})

@@ -22,7 +22,7 @@ from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
 from worker.engine.tokens.call_grammar import HERMES, LLAMA, PLAIN, call_form
 from worker.engine.tokens.constraints import ConstraintCompiler
-from worker.loading import ResidentModel
+from worker.resident_model import ResidentModel
 from worker.runners.text_generation import TextGenerationRunner
 from worker.tasks.infilling import encode_gap
 from worker.tasks.prompts import encode_prompt, spell_out

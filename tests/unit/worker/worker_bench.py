@@ -18,7 +18,7 @@ from worker.reporter import Reporter
 
 LEASE_SECONDS = 0.6
 LANE, WORKER = "a-lane", "a-worker"
-SOON = 5.0
+SOON = 30.0
 """Seconds that an event may take on a busy machine."""
 
 

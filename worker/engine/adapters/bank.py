@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from tandem.errors import InvalidRequest
 from worker.engine.adapters.grouped_update import GroupedRows, group_rows
 from worker.engine.adapters.linear import AdapterConv1D, AdapterLinear
-from worker.engine.adapters.linear_update import check_is_layer
+from worker.engine.adapters.linear_update import check_is_layer, has_four_bits
 from worker.engine.adapters.slot_tables import Ranks
 from worker.engine.adapters.weights import AdapterWeights
 from worker.engine.kernels.choice import Kernels
@@ -43,11 +43,16 @@ class AdapterBank:
         self._masks: dict[tuple[Ranks, bool], torch.Tensor] = {}
         self._runs: list[tuple[int, int]] = []
 
+    @property
+    def bytes(self) -> int:
+        """Of the tables that adapters have needed so far. May be read from any thread."""
+        return sum(linear.slots.bytes for linear in self.linears.values())
+
     def take_over(self, model: nn.Module, head: nn.Module | None) -> None:
         """Replace every linear layer of the model in place; `head` is the layer that makes the logits."""
         for path, layer in list(model.named_modules()):
             replacement: AdapterLinear | AdapterConv1D
-            if type(layer) in (nn.Linear, AdapterLinear):
+            if isinstance(layer, nn.Linear) and (type(layer) in (nn.Linear, AdapterLinear) or has_four_bits(layer)):
                 replacement = AdapterLinear(layer, self, is_head=layer is head)
             elif type(layer) is Conv1D:
                 replacement = AdapterConv1D(layer, self, is_head=layer is head)
@@ -60,7 +65,7 @@ class AdapterBank:
 
     def check(self, adapter: AdapterWeights) -> None:
         """Raise unless the adapter fits: InvalidRequest for its rank, AdapterMismatch for its shapes."""
-        if self.slots == 0:
+        if self.slots == 0 and adapter.prefix is None:
             raise InvalidRequest("this worker serves no adapters (its adapter_slots is 0)", param="adapter")
         if adapter.rank > self.rank:
             raise InvalidRequest(

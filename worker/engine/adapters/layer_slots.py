@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.engine.adapters.grouped_update import grouping_fault, with_grouped_update
-from worker.engine.adapters.linear_update import LinearLayer, LinearUpdate, layer_sizes
+from worker.engine.adapters.linear_update import LinearLayer, LinearUpdate, layer_dtype, layer_sizes
 from worker.engine.adapters.slot_tables import PairTable, ScaleTable
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class LayerSlots:
     def has_pairs(self) -> bool:
         """Whether any slot has ever held a pair."""
         return self._pairs is not None
+
+    @property
+    def bytes(self) -> int:
+        """Of the tables that there are."""
+        tables = (self._pairs, self._input_scales, self._output_scales)
+        return sum(table.bytes for table in tables if table is not None)
 
     def put(self, slot: int, update: LinearUpdate | None) -> None:
         """Copy an adapter's update into a slot in place of what was there; None empties it."""
@@ -113,7 +119,7 @@ class LayerSlots:
     def _is_for_kernel(self, layer_input: torch.Tensor, output: torch.Tensor) -> bool:
         return (
             layer_input.numel() <= ROWS_AN_ADAPTER * len(self._bank.active) * self._inputs
-            and layer_input.dtype == output.dtype == self._layer.weight.dtype
+            and layer_input.dtype == output.dtype == layer_dtype(self._layer)
             and layer_input.stride(-1) == output.stride(-1) == 1
             and not output.requires_grad
         )
@@ -139,16 +145,16 @@ class LayerSlots:
         return output
 
     def _new_pairs(self) -> PairTable:
-        weight = self._layer.weight
-        fault = grouping_fault(weight.dtype, weight.device, self._bank.rank, self._inputs, self._outputs)
+        dtype, device = layer_dtype(self._layer), self._layer.weight.device
+        fault = grouping_fault(dtype, device, self._bank.rank, self._inputs, self._outputs)
         self._is_grouped = fault is None
         return PairTable(
             slots=self._bank.slots,
             rank=self._bank.rank,
             inputs=self._inputs,
             outputs=self._outputs,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=dtype,
+            device=device,
         )
 
     def _put_scale(

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from worker.engine.adapters.layer_slots import LayerSlots, Product
+from worker.engine.adapters.linear_update import has_four_bits
 
 if TYPE_CHECKING:
     from worker.engine.adapters.bank import AdapterBank
@@ -23,6 +24,8 @@ class AdapterLinear(nn.Linear):
         self.bias = linear.bias
         self.slots = LayerSlots(self, bank, is_head=is_head)
         self.product: Product | None = linear.product if isinstance(linear, AdapterLinear) else None
+        if self.product is None and has_four_bits(linear):
+            self.product = linear.forward
         """What computes the base layer in place of `F.linear`, if anything does: the same, in a faster way."""
         self._bank = bank
 

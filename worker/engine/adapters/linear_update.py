@@ -57,6 +57,17 @@ def layer_sizes(layer: LinearLayer) -> tuple[int, int]:
     return layer.in_features, layer.out_features
 
 
+def has_four_bits(layer: nn.Module) -> bool:
+    """Whether the layer's weight is quantized to 4 bits: one of bitsandbytes, or one that stands for it."""
+    return isinstance(layer, nn.Linear) and hasattr(layer.weight, "quant_state")
+
+
+def layer_dtype(layer: LinearLayer) -> torch.dtype:
+    """What the layer computes in: the dtype of its weight, or of that which 4 bits stand for."""
+    dtype: torch.dtype = getattr(layer.weight, "quant_state", layer.weight).dtype
+    return dtype
+
+
 def linear_layers(model: nn.Module) -> dict[str, LinearLayer]:
     """Every layer that an adapter may update, by its path."""
     return {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}

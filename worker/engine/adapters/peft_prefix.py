@@ -49,7 +49,7 @@ def _prefix_kv(adapter_id: str, flat: torch.Tensor, config: dict[str, Any], mode
     A row holds one virtual token's keys and values: [layers, 2, heads, head_dim], flattened. PEFT puts them into
     the cache as they are: the keys are not rotated, and the prompt's first token stands at position `length`.
     """
-    shape = kv_shape(model)
+    shape = kv_shape(model.config)
     found = (config.get("num_layers"), config.get("num_attention_heads"), config.get("token_dim"))
     expected = (shape.layers, shape.heads, shape.heads * shape.head_dim)
     if found != expected or flat.shape[1] != 2 * shape.layers * shape.heads * shape.head_dim:

@@ -15,6 +15,8 @@ from worker.engine.adapters.linear_update import (
     LinearUpdate,
     check_is_layer,
     check_sizes,
+    has_four_bits,
+    layer_dtype,
     layer_sizes,
 )
 from worker.engine.adapters.low_rank_factors import hadamard_pair, kronecker_pair, whole_as_pair
@@ -255,11 +257,13 @@ def _low_rank(
     magnitude: torch.Tensor | None = None,
 ) -> LinearUpdate:
     """scaling * B A, with DoRA's `magnitude` if it has one: y = magnitude / ||W + scaling B A|| * (...) + bias."""
-    dtype, pin = layer.weight.dtype, layer.weight.is_cuda
+    dtype, pin = layer_dtype(layer), layer.weight.is_cuda
     ready_a = ready_to_copy(adapter_id, path, a.float(), dtype, pin=pin)
     ready_b = ready_to_copy(adapter_id, path, (b.float() * scaling).t(), dtype, pin=pin)
     if magnitude is None:
         return LinearUpdate(a=ready_a, b=ready_b)
+    if has_four_bits(layer):
+        raise refusal(adapter_id, f"DoRA of {path} needs the model's weights, which are held in 4 bits")
     if magnitude.ndim != 1:
         raise refusal(adapter_id, f"lora_magnitude_vector of {path} must be a vector, one value for each output")
     check_sizes(adapter_id, path, layer, outputs=len(magnitude))

@@ -42,6 +42,12 @@ class PairTable:
         self._joined: JoinedPairs | None = None
         """Of the slots that were asked for last: a step's adapters are mostly those of the step before."""
 
+    @property
+    def bytes(self) -> int:
+        """Of all slots, filled or not, and of the copies of those that were joined last."""
+        joined = self._joined
+        return self.a.nbytes + self.b.nbytes + (0 if joined is None else joined.a.nbytes + joined.b.nbytes)
+
     def put(self, slot: int, a: torch.Tensor, b: torch.Tensor) -> None:
         """Copy a pair, [rank, inputs] and [rank, outputs], in place of what was there."""
         first, end = slot * self.rank, slot * self.rank + len(a)
@@ -96,6 +102,11 @@ class ScaleTable:
         """[slots + 1, features]; None until a scale brings one, which in a layer without a bias none does."""
         self.filled: set[int] = set()
         """The slots that have a scale."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all slots, filled or not."""
+        return self._factors.nbytes + (0 if self._shifts is None else self._shifts.nbytes)
 
     def put(self, slot: int, factors: torch.Tensor, shifts: torch.Tensor | None) -> None:
         """Copy a scale, [features] each, in place of what was there."""

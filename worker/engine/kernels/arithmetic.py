@@ -16,6 +16,8 @@ def constant(value: float) -> float:
 ZERO = constant(0.0)
 ONE = constant(1.0)
 HALF = constant(0.5)
+LOWEST_SINGLE = constant(float(np.finfo(np.float32).min))
+"""Below every other number but minus infinity."""
 LOG2_E = constant(1.4426950408889634)
 LN2_HIGH = constant(0.693359375)
 LN2_LOW = constant(-2.12194440e-4)

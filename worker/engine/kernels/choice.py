@@ -45,6 +45,9 @@ class RmsNorm(Protocol):
     ) -> torch.Tensor: ...
 
 
+Largest = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From logits, [rows, vocabulary], to each row's argmax and logsumexp: `largest.largest`, or torch's operations."""
+
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -60,6 +63,7 @@ class Kernels:
         [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int],
         None,
     ]
+    largest: Largest
     few_rows: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Product] | None
     """From oneDNN's packed weight, the plain one and the bias: the product for up to `most_rows` rows. None without
     instructions for pairs of bfloat16, or where oneDNN's order is not the one known."""

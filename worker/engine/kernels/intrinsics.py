@@ -88,6 +88,13 @@ half: Callable[[int, int], float] = function(
 )
 """(address, index): a bfloat16."""
 
+put_integer: Callable[[int, int, int], int] = function(
+    types.int64,
+    [types.int64] * 3,
+    lambda b, address, index, value: _store(b, value, at(b, address, index, I64)),
+)
+"""(address, index, value): write an int64."""
+
 put_single: Callable[[int, int, float], int] = function(
     types.int64,
     [types.int64, types.int64, types.float32],

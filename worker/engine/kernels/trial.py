@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from worker.engine.kernels.choice import Kernels, Product
 from worker.engine.kernels.few_rows import MOST_ROWS, FewRows
 from worker.engine.kernels.gate import silu_times
+from worker.engine.kernels.largest import largest
 from worker.engine.kernels.norm import rms_norm
 from worker.engine.kernels.pair_update import add_pairs
 from worker.engine.kernels.rotation import rotate
@@ -33,6 +34,7 @@ def tried(dtype: torch.dtype) -> Kernels | str:
         rotate=rotate,
         attend_rows=attend_rows,
         add_pairs=add_pairs,
+        largest=largest,
         few_rows=few_rows if dtype == torch.bfloat16 and _few_rows_agree() else None,
         most_rows=MOST_ROWS,
     )
@@ -64,6 +66,11 @@ def _results(dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor, torch.Tens
     rotate(turned, key, angles.cos().to(dtype), angles.sin().to(dtype))
     yield "rotation", turned, expected.view(ROWS, -1)
     yield "rotation of keys", key, expected[:, 0]
+    logits = draw(ROWS, 1000)
+    logits[:, -1] = logits[:, 700] = 8.0
+    tokens, totals = largest(logits)
+    yield "the largest logits", tokens, torch.full((ROWS,), 700)
+    yield "sums of logits", totals, logits.float().logsumexp(dim=-1)
     yield "attention", *_attentions(draw(1, ROWS, 3 * HEADS, HEAD_DIM), draw(2, ROWS, HEADS, 40, HEAD_DIM))
     yield "adapters' update", *_updates(rows, other, draw(16, WIDTH) / WIDTH**0.5, draw(16, WIDTH))
 

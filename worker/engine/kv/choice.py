@@ -37,7 +37,7 @@ def slots_for(
     A reason against them that was found there is logged. On a CPU, `kernels` decode over the slots.
     """
     row_attention = row_attention_for(model, kernels)
-    shape, dtype, device = kv_shape(model), kv_dtype(model, row_attention), model.device
+    shape, dtype, device = kv_shape(model.config), kv_dtype(model, row_attention), model.device
     if device.type != "cuda" or not gpu_kernels:
         return KVSlots(
             shape, slots=slots, slot_tokens=slot_tokens, dtype=dtype, device=device, row_attention=row_attention

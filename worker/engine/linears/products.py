@@ -8,6 +8,7 @@ from torch import nn
 
 from worker.engine.adapters.bank import AdapterBank
 from worker.engine.adapters.linear import AdapterLinear
+from worker.engine.adapters.linear_update import has_four_bits
 from worker.engine.kernels.choice import Kernels
 from worker.engine.linears.fused import FusedProduct, same_input_groups
 from worker.engine.linears.int8 import Int8Product, int8_fault
@@ -45,7 +46,11 @@ def speed_up(linears: Mapping[str, nn.Module], *, quantize: bool = False, kernel
     Returns the bytes of the copies made, in the model's memory from now on: about those of the layers' weights, and
     half of a bfloat16 layer's that is quantized; 0 where nothing is faster.
     """
-    layers = {path: layer for path, layer in linears.items() if isinstance(layer, AdapterLinear)}
+    layers = {
+        path: layer
+        for path, layer in linears.items()
+        if isinstance(layer, AdapterLinear) and not has_four_bits(layer)
+    }
     made = sum(_speed_up_group([layers[path] for path in group], quantize, kernels) for group in _groups(layers))
     log.info("%d linear layers with %d bytes of packed copies", len(layers), made)
     return made

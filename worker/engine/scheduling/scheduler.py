@@ -188,11 +188,11 @@ class Scheduler:
 
     def _is_blocked(self, sequence: Sequence, blocked: list[Sequence]) -> bool:
         """Whether it must wait for an adapter slot, or would take the one that an earlier sequence waits for."""
-        if sequence.adapter_id is None:
+        if sequence.slot_adapter_id is None:
             return False
-        if blocked and sequence.adapter_id not in self.adapter_slots.resident:
+        if blocked and sequence.slot_adapter_id not in self.adapter_slots.resident:
             return True
-        return not self.adapter_slots.can_claim(sequence.adapter_id)
+        return not self.adapter_slots.can_claim(sequence.slot_adapter_id)
 
     def _waits_for_a_neighbour(self, sequence: Sequence) -> bool:
         """Whether a running sequence, no less urgent, is reading much of its prompt now: it can be copied soon."""
@@ -223,12 +223,12 @@ class Scheduler:
 
     def _free_adapter_slot(self, sequence: Sequence, now: float) -> list[Parking]:
         """Park the users of one adapter, if `sequence` needs its slot and is more urgent than all of them."""
-        if sequence.adapter_id is None or self.adapter_slots.can_claim(sequence.adapter_id):
+        if sequence.slot_adapter_id is None or self.adapter_slots.can_claim(sequence.slot_adapter_id):
             return []
         users: dict[str, list[Sequence]] = {}
         for running in self._running:
-            if running.adapter_id is not None:
-                users.setdefault(running.adapter_id, []).append(running)
+            if running.slot_adapter_id is not None and running.slot_adapter_id not in self.adapter_slots.pinned:
+                users.setdefault(running.slot_adapter_id, []).append(running)
         if not users:
             return []
         least_urgent = min(users.values(), key=lambda group: max(running.rank for running in group))
@@ -250,8 +250,8 @@ class Scheduler:
         self._waiting.remove(sequence)
         sequence.rank = _risen(sequence, now)
         is_miss = False
-        if sequence.adapter_id is not None:
-            claim = self.adapter_slots.claim(sequence.adapter_id)
+        if sequence.slot_adapter_id is not None:
+            claim = self.adapter_slots.claim(sequence.slot_adapter_id)
             assert claim is not None, "_is_blocked lets only those pass whose adapter can have a slot"
             sequence.adapter_slot, is_miss = claim.slot, claim.is_miss
         placement = None
@@ -275,8 +275,8 @@ class Scheduler:
         self._running.remove(sequence)
         assert sequence.slot is not None
         self._contents.release(sequence.slot, content)
-        if sequence.adapter_slot is not None and sequence.adapter_id is not None:
-            self.adapter_slots.release(sequence.adapter_id)
+        if sequence.adapter_slot is not None and sequence.slot_adapter_id is not None:
+            self.adapter_slots.release(sequence.slot_adapter_id)
         sequence.slot = sequence.adapter_slot = None
 
     def _running_contents(self) -> dict[int, SlotContent]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.engine.kernels.choice import Largest
 from worker.engine.tokens.draws import draw
 from worker.engine.tokens.sampling import Sampling
 
@@ -25,20 +26,24 @@ class Chosen:
     """The most probable tokens, each with its log-probability, most probable first; as many as were asked for."""
 
 
-def choose(logits: torch.Tensor, samplings: Rows[Sampling]) -> list[Chosen]:
+def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's argmax and logsumexp by torch's operations; on a CPU, a kernel may do it."""
+    logits = logits.float()
+    return logits.argmax(dim=-1), logits.logsumexp(dim=-1)
+
+
+def choose(logits: torch.Tensor, samplings: Rows[Sampling], largest: Largest = largest) -> list[Chosen]:
     """The next token of each row of `logits` ([rows, vocabulary]), by that row's own sampling.
 
     In transformers' order: biases and penalties, then what may not follow (by a constraint, and by min_new_tokens),
     then temperature and cuts. The caller tells each sampling what was chosen (`Sampling.accept`).
     """
-    logits = logits.float()
-    tokens = logits.argmax(dim=-1)
+    tokens, totals = largest(logits)
     rows = [row for row, sampling in enumerate(samplings) if not sampling.takes_the_largest]
     if rows:
         picked = torch.tensor(rows).to(logits.device, non_blocking=True)
-        tokens[picked] = _choose_otherwise(logits[picked], [samplings[row] for row in rows])
-    totals = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(1, tokens[:, None])[:, 0] - totals
+        tokens[picked] = _choose_otherwise(logits[picked].float(), [samplings[row] for row in rows])
+    logprobs = logits.gather(1, tokens[:, None])[:, 0].float() - totals
     # One copy to the host for both; float64 holds every token and every float32.
     found = torch.stack((tokens.double(), logprobs.double())).tolist()
     top = _top(logits, totals, [sampling.parameters.top_logprobs for sampling in samplings])
@@ -126,7 +131,7 @@ def _top(logits: torch.Tensor, totals: torch.Tensor, asked: Rows[int]) -> list[t
     most = max(asked, default=0)
     if most == 0:
         return [()] * len(asked)
-    values, tokens = logits.topk(min(most, logits.shape[1]), dim=-1)
+    values, tokens = logits.float().topk(min(most, logits.shape[1]), dim=-1)
     pairs = zip(tokens.tolist(), (values - totals[:, None]).tolist(), strict=True)
     return [
         tuple(zip(ids[:count], logprobs[:count], strict=True))
