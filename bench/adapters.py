@@ -42,7 +42,7 @@ from bench.report import keep, show
 from bench.rounds import Side, Work, median_rate, take_turns
 from tandem.settings import WorkerSettings
 from worker.engine.adapters.weights import AdapterWeights, read_adapter
-from worker.loading import ResidentModel
+from worker.resident_model import ResidentModel
 
 FILE = Path("bench-adapters.json")
 ROWS = 16

@@ -12,7 +12,7 @@ from bench.decoder import Request, engine_of, load_resident, text, to_sequence
 from bench.report import show
 from bench.rounds import SEED, Work, median_rate, percentile
 from worker.engine.sequence import Sequence
-from worker.loading import ResidentModel
+from worker.resident_model import ResidentModel
 
 STREAMS = 8
 STREAM_WORDS = 16

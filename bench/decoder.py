@@ -16,7 +16,8 @@ from tandem.specs import GenerationParameters
 from worker.device import choose_dtype
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
-from worker.loading import Loader, ResidentModel
+from worker.loading import Loader
+from worker.resident_model import ResidentModel
 from worker.stall import StallWatch
 from worker.training.turns import Turns
 

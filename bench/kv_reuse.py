@@ -7,7 +7,7 @@ from typing import Any
 from bench.decoder import Request, engine_of, load_resident, run_together, text, to_sequence
 from bench.report import show
 from bench.rounds import Side, Work, median_rate, take_turns
-from worker.loading import ResidentModel
+from worker.resident_model import ResidentModel
 
 OWN_WORDS = 20
 ON, OFF = "reuse on (`owner`)", "reuse off"

@@ -1,10 +1,10 @@
 """What the tasks are worth on real models and real data, through a whole service: `python bench/quality.py`.
 
 - Embeddings (all-MiniLM-L6-v2): whether a sentence is nearer to its paraphrase than to a sentence of the same topic.
-- text-classification: an adapter trained on Reuters R8's published training split, its accuracy on the test split.
 - token-classification: an adapter for people, companies and places, F1 on templates and names that it never saw.
 - text-classification by a model of the catalogue (minilm-topics): accuracy on the questions that were held out.
-All three kinds of row run on one resident body. Prints a table and writes bench-quality.json.
+All kinds of row run on one resident body. Prints a table and writes bench-quality.json. What a classifier that is
+trained on Reuters R8 is worth is in bench/finetune.py.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.named_entities import sentences
-from bench.reuters import read_r8
 from tandem import Tandem
 from tandem.embedded import UpOptions
 from tandem.embedded_service import EmbeddedService
@@ -30,21 +29,6 @@ PARAPHRASES = (
     ("The flight was cancelled because of snow.", "Bad weather kept the plane down.", "The flight was full."),
 )
 """A sentence, the same in other words, and another one on its topic that shares more words with it."""
-TARGETS = ["query", "key", "value", "intermediate.dense", "output.dense"]
-"""All of the body but its pooler."""
-R8_TRAINING: dict[str, Any] = {
-    "method": {"r": 16, "alpha": 16, "target_modules": TARGETS},
-    "hyperparameters": {
-        "batch_size": 32,
-        "epochs": 1,
-        "learning_rate": 2e-3,
-        "warmup_steps": 10,
-        "max_tokens": 96,
-        "logging_steps": 20,
-    },
-}
-R8_WORDS = 72
-"""Of a test article: about as many tokens as were trained on."""
 ENTITY_TRAINING: dict[str, Any] = {
     "method": {"r": 16, "alpha": 32},
     "hyperparameters": {
@@ -61,26 +45,6 @@ def paraphrase_order(client: Tandem) -> dict[str, float]:
     inputs = [{"source_sentence": source, "sentences": [same, other]} for source, same, other in PARAPHRASES]
     rows = client.run("sentence-similarity", inputs, model=MODEL)["rows"]
     return {"right": sum(same > other for same, other in rows) / len(rows), "pairs": len(rows)}
-
-
-def r8(client: Tandem, limit: int | None) -> dict[str, float]:
-    training = [{"text": text, "label": topic} for text, topic in read_r8("train")[:limit]]
-    adapter, seconds = train(client, "text-classification", training, "r8", R8_TRAINING)
-    test = read_r8("test")[:limit]
-    found = client.map(
-        "text-classification",
-        [" ".join(text.split()[:R8_WORDS]) for text, _ in test],
-        model=adapter,
-        parameters={"top_k": 1},
-    )
-    right = sum(row[0]["label"] == topic for row, (_, topic) in zip(found, test, strict=True))
-    topics = [topic for _, topic in test]
-    return {
-        "accuracy": right / len(test),
-        "most_frequent": max(topics.count(topic) for topic in set(topics)) / len(topics),
-        "rows": len(test),
-        "training_seconds": seconds,
-    }
 
 
 def entities(client: Tandem, count: int) -> dict[str, float]:
@@ -139,9 +103,8 @@ def train(
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--r8-rows", type=int, default=None, help="of each split; all by default")
     arguments.add_argument("--sentences", type=int, default=3000)
-    arguments.add_argument("--only", help="one of paraphrases, topics, entities, r8")
+    arguments.add_argument("--only", help="one of paraphrases, topics, entities")
     asked = arguments.parse_args()
     with (
         tempfile.TemporaryDirectory() as home,
@@ -153,7 +116,6 @@ def main() -> None:
             ("paraphrases", lambda: paraphrase_order(client)),
             ("topics", lambda: topics(client)),
             ("entities", lambda: entities(client, asked.sentences)),
-            ("r8", lambda: r8(client, asked.r8_rows)),
         ):
             if asked.only not in (None, name):
                 continue

@@ -20,7 +20,7 @@ from tandem.specs import CompletionRow, Hyperparameters, LoraMethod, TrainingRow
 from worker.engine.adapters.weights import AdapterWeights
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
-from worker.loading import ResidentModel
+from worker.resident_model import ResidentModel
 from worker.training.loop import train
 from worker.training.turns import Turns
 
