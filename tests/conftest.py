@@ -3,11 +3,19 @@
 import gc
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from xdist.remote import Producer
 
 from tests.distribution import UnitScheduling
 from tests.valkey_server import ValkeyServer
+
+# No limit of time for an example, which a busy machine breaks; and the same examples in each run, so that a test that
+# fails is about what was changed.
+hypothesis.settings.register_profile(
+    "tandem", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tandem")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 CHUNK_BYTES = 64 * 1024
-STOP_SECONDS = 10.0
+STOP_SECONDS = 60.0
 LINGER_ZERO = struct.pack("ii", 1, 0)
 """SO_LINGER, on, for 0 s: closing sends RST and no FIN."""
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.nursery import Nursery
+from tests.chaos.nursery import LIGHT, Nursery
 from tests.chaos.stage import Stage
 from tests.valkey_server import ValkeyServer
 
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
+    with Nursery(*LIGHT) as nursery:
         yield nursery
 
 

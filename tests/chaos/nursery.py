@@ -1,7 +1,9 @@
 """A warm process that forks workers and producers: a start costs no imports, so that hundreds can die in a minute.
 
-The nursery itself has one thread, imports what they need, and nothing more; it reads requests and writes answers as
-JSON lines. A child that is killed is reported with its signal. All children die with the nursery.
+The nursery itself has one thread, imports what its children need, and nothing more; it reads requests and writes
+answers as JSON lines. A child that is killed is reported with its signal. All children die with the nursery.
+
+A child's program is the `main` of a module, which takes the options that the same module defines.
 """
 
 import ctypes
@@ -17,20 +19,20 @@ from dataclasses import asdict
 from importlib import import_module, reload
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from tandem.failpoints import VARIABLE
-from tests.chaos.light_producer import ProducerOptions
-from tests.chaos.light_worker import WorkerOptions
 
 REPOSITORY = Path(__file__).parents[2]
-START_SECONDS = 60.0
-"""For the imports on a busy machine; a fork takes milliseconds."""
+START_SECONDS = 240.0
+"""For the imports on a busy machine, torch among them; a fork takes milliseconds."""
 END_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>: the signal a child gets when its parent ends."""
 
-LOADED_BY_CELERY = (
+LIGHT = (
+    "tests.chaos.light_producer",
+    "tests.chaos.light_worker",
     "celery.app.amqp",
     "celery.app.events",
     "celery.app.log",
@@ -47,12 +49,17 @@ LOADED_BY_CELERY = (
     "kombu.asynchronous.hub",
     "kombu.transport.redis",
 )
-"""What Celery imports by name while a worker starts."""
+"""The light programs, and what Celery imports by name while a worker starts."""
 
-ROLES: dict[type[WorkerOptions | ProducerOptions], str] = {
-    WorkerOptions: "tests.chaos.light_worker",
-    ProducerOptions: "tests.chaos.light_producer",
-}
+
+class Options(Protocol):
+    """A dataclass of a program's options."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def folder(self) -> str:
+        """Where its log is written: what it says on both of its streams."""
 
 
 class Child:
@@ -89,9 +96,10 @@ class Child:
 class Nursery:
     """The nursery, seen from the test. Not thread-safe: one thread starts children."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
+        """`modules` are imported before the first child is asked for."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.nursery"],
+            [sys.executable, "-m", "tests.chaos.nursery", *modules],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -103,9 +111,15 @@ class Nursery:
         self._reader = threading.Thread(target=self._read, name="nursery")
         self._reader.start()
 
-    def start(self, options: WorkerOptions | ProducerOptions, *, failpoint: str | None = None) -> Child:
+    def start(self, options: Options, *, failpoint: str | None = None) -> Child:
         """Fork one; `failpoint` is where it dies, as TANDEM_FAILPOINT says it."""
-        request = {"module": ROLES[type(options)], "options": asdict(options), "failpoint": failpoint}
+        kind = type(options)
+        request = {
+            "module": kind.__module__,
+            "kind": kind.__name__,
+            "options": asdict(options),
+            "failpoint": failpoint,
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         return self._started.get(timeout=START_SECONDS)
@@ -138,9 +152,9 @@ class Nursery:
                     self._started.put(self._children[pid])
 
 
-def serve() -> None:
+def serve(*modules: str) -> None:
     """The nursery's own program: fork on request, tell of ends, until the input ends."""
-    for name in (*ROLES.values(), *LOADED_BY_CELERY):
+    for name in modules:
         import_module(name)
     selector = selectors.DefaultSelector()
     selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
@@ -178,8 +192,7 @@ def fork(request: dict[str, Any]) -> int:
 def become(request: dict[str, Any]) -> None:
     """In the child: its own standard streams, its fate tied to the nursery's, then its program."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    folder = request["options"]["folder"]
-    log = os.open(f"{folder}/log-{os.getpid()}.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    log = os.open(log_of(os.getpid(), request["options"]["folder"]), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -188,8 +201,12 @@ def become(request: dict[str, Any]) -> None:
         # It reads the variable when it is imported, which the nursery has done without one.
         reload(import_module("tandem.failpoints"))
     module = import_module(request["module"])
-    options = next(kind for kind, name in ROLES.items() if name == request["module"])
-    module.main(options(**request["options"]))
+    module.main(getattr(module, request["kind"])(**request["options"]))
+
+
+def log_of(pid: int, folder: str | Path) -> Path:
+    """What a child has said."""
+    return Path(folder) / f"log-{pid}.txt"
 
 
 def tell(**answer: int) -> None:
@@ -198,4 +215,4 @@ def tell(**answer: int) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(*sys.argv[1:])

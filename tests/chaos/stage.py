@@ -22,6 +22,8 @@ LANE = "chaos"
 PATIENCE_SECONDS = 60.0
 """For what takes a second or two on an idle machine."""
 POLL_SECONDS = 0.02
+STEADY_LEASE_SECONDS = 10.0
+"""For workers that may lose no lease: a busy machine holds up no renewal for so long."""
 AT_ONCE = Scheduling()
 SHOWN_LOGS, SHOWN_CHARACTERS = 6, 2000
 """Of the processes' logs, when something has not come about: the ones written last, and their ends."""

@@ -23,7 +23,7 @@ import redis
 
 from tandem.tickets import ticket_message
 from tests.chaos.ledger import Tally
-from tests.chaos.nursery import Child, Nursery
+from tests.chaos.nursery import LIGHT, Child, Nursery
 from tests.chaos.stage import Stage
 from tests.valkey_server import ValkeyServer
 
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     plan = Plan(**vars(parser.parse_args()))
     sys.stdout.write(f"seed {plan.seed}\n")
-    with tempfile.TemporaryDirectory(prefix="tandem-storm-") as folder, Nursery() as nursery:
+    with tempfile.TemporaryDirectory(prefix="tandem-storm-") as folder, Nursery(*LIGHT) as nursery:
         sys.stdout.write(weather(plan, nursery, Path(folder)).table() + "\n")
 
 

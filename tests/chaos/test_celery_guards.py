@@ -7,11 +7,11 @@ import itertools
 import statistics
 import time
 
-from tests.chaos.stage import Stage
+from tests.chaos.stage import STEADY_LEASE_SECONDS, Stage
 from tests.valkey_server import ValkeyServer
 
 MANY = 60
-SLOT_GAP_SECONDS = 0.05
+SLOT_GAP_SECONDS = 0.15
 """Between a job's end and the next one's start on the same thread. 5 ms with the wake hook, up to 600 without."""
 AWAY_SECONDS = 1.0
 """Long enough for a first try to connect to fail."""
@@ -21,7 +21,7 @@ def test_a_worker_survives_a_restart_of_redis_while_jobs_run_and_threads_are_fre
     own_stage: Stage, own_valkey: ValkeyServer
 ) -> None:
     """Celery 5.7.0 died with an AttributeError when a message was unacknowledged and prefetch credit was left."""
-    worker = own_stage.worker(threads=6)
+    worker = own_stage.worker(threads=6, lease_seconds=STEADY_LEASE_SECONDS)
     for number in range(3):
         own_stage.submit(f"running-{number}", work_seconds=1.5)
     own_stage.wait_until(lambda: own_stage.jobs.counts()["running"] == 3, "three of six threads are busy")

@@ -1,7 +1,7 @@
 """The server's clock is the only clock: workers whose own is off by a minute change nothing."""
 
 from tandem.specs import Scheduling
-from tests.chaos.stage import Stage
+from tests.chaos.stage import STEADY_LEASE_SECONDS, Stage
 
 JOBS = 30
 DELAY_SECONDS = 0.5
@@ -11,7 +11,9 @@ LATER = Scheduling(delay_seconds=DELAY_SECONDS, deadline_seconds=50.0)
 
 def test_workers_with_wrong_clocks_lose_nothing_and_hurry_nothing(stage: Stage) -> None:
     """No lease is thought to be over, no delay to have passed, no deadline to have come."""
-    workers = [stage.worker(clock_seconds=seconds) for seconds in (-60.0, 0.0, 60.0)]
+    workers = [
+        stage.worker(clock_seconds=seconds, lease_seconds=STEADY_LEASE_SECONDS) for seconds in (-60.0, 0.0, 60.0)
+    ]
     for number in range(JOBS):
         stage.submit(f"now-{number}", work_seconds=0.05)
         stage.submit(f"later-{number}", work_seconds=0.05, scheduling=LATER)

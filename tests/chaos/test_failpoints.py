@@ -20,7 +20,9 @@ PASSAGES = 3
 """The instant's first, second or third passage is the deadly one."""
 LEASE_SECONDS = 0.6
 """What a dead worker held is free after so long."""
-LONG_SECONDS = 5.0
+HELD_SECONDS = 3.0
+"""The lease of workers that are drained: none of twenty may lose it before."""
+LONG_SECONDS = 60.0
 """Far longer than a job of which the worker is to be drained may run on."""
 
 WORK: dict[str, dict[str, Any]] = {
@@ -94,7 +96,10 @@ def test_producers_that_die_there_make_no_job_twice(name: str, quick_stage: Stag
 @pytest.mark.parametrize("name", ["release.before", "release.after"])
 def test_workers_that_die_while_they_drain_lose_no_job(name: str, quick_stage: Stage) -> None:
     """Of a job that was given back nobody is charged; of one that was not yet, its lease runs out."""
-    armed = [quick_stage.worker(failpoint=name, threads=1, drain_seconds=0.0) for _ in range(DEATHS)]
+    armed = [
+        quick_stage.worker(failpoint=name, threads=1, drain_seconds=0.0, lease_seconds=HELD_SECONDS)
+        for _ in range(DEATHS)
+    ]
     jobs = [quick_stage.submit(f"long-{number}", work_seconds=LONG_SECONDS) for number in range(DEATHS)]
     quick_stage.wait_until(lambda: quick_stage.jobs.counts()["running"] == DEATHS, "each runs a job")
     for worker in armed:

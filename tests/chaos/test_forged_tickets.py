@@ -9,7 +9,7 @@ import pytest
 
 from tandem.tickets import ticket_message
 from tests.chaos.nursery import Child
-from tests.chaos.stage import LANE, Stage
+from tests.chaos.stage import LANE, STEADY_LEASE_SECONDS, Stage
 
 JOBS = 12
 
@@ -57,7 +57,7 @@ def assert_it_works_on(stage: Stage, worker: Child, key: str) -> None:
 
 @pytest.mark.parametrize("what", FORGERIES)
 def test_a_worker_lives_on_after_a_forged_ticket_with(what: str, stage: Stage) -> None:
-    worker = stage.worker()
+    worker = stage.worker(lease_seconds=STEADY_LEASE_SECONDS)
     assert_it_works_on(stage, worker, "before")
     push(stage, FORGERIES[what])
     stage.wait_until(lambda: stage.jobs.redis.llen(LANE) == 0, "the forged ticket is taken")
@@ -88,7 +88,7 @@ def test_every_job_ends_in_one_attempt_after_its_tickets_are_told_to(
     for number in range(JOBS):
         stage.submit(f"{harm.__name__}-{number}")
     harm(stage)
-    worker = stage.worker()
+    worker = stage.worker(lease_seconds=STEADY_LEASE_SECONDS)
     stage.wait_ended()
     assert worker.is_alive()
     tally = stage.audit()

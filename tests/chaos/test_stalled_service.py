@@ -1,19 +1,20 @@
-"""A whole worker that stands still: it ends itself, and its job runs again on the one that is started next."""
+"""A whole worker that stands still: it ends itself, and its job is handed out again."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tandem.job import Job, JobState
+from tandem.job import JobState
 from tandem.services import Services
 from tandem.settings import Settings
 from tandem.specs import FeatureExtractionSpec
+from tandem.tickets import lane
 from worker.stall import STALLED_EXIT
 
 pytestmark = pytest.mark.timeout(300)
@@ -31,7 +32,7 @@ def settings(valkey_url: str, tmp_path: Path) -> Settings:
 
 
 @contextmanager
-def worker(module: str, settings: Settings) -> Iterator["subprocess.Popen[str]"]:
+def hanging_worker(settings: Settings) -> Iterator["subprocess.Popen[str]"]:
     environment = {
         **os.environ,
         "TANDEM_REDIS_URL": settings.redis_url,
@@ -40,7 +41,8 @@ def worker(module: str, settings: Settings) -> Iterator["subprocess.Popen[str]"]
         "TANDEM_STALL_SECONDS": str(STALL_SECONDS),
         "TANDEM_ROLES": "inference",
     }
-    process = subprocess.Popen((sys.executable, "-m", module), env=environment, stderr=subprocess.PIPE, text=True)
+    command = (sys.executable, "-m", "tests.chaos.hanging_worker")
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -48,26 +50,26 @@ def worker(module: str, settings: Settings) -> Iterator["subprocess.Popen[str]"]
         process.communicate()
 
 
-def wait_for(services: Services, job_id: str, state: JobState) -> Job:
+def wait_until(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (job := services.jobs.get(job_id)).state is not state:
-        assert time.monotonic() < deadline, job
+    while not holds():
+        assert time.monotonic() < deadline, what
         time.sleep(POLL_SECONDS)
-    return job
 
 
-def test_a_worker_that_stands_still_is_replaced_and_its_job_runs_again(settings: Settings) -> None:
+def test_a_worker_that_stands_still_ends_and_its_job_goes_to_the_next(settings: Settings) -> None:
     """It gives up its leases and ends with a status that makes any supervisor start it again; the log has the
-    stacks. The job lost one worker, and is charged one crash."""
+    stacks. The job lost one worker, and is charged one crash. The next worker is the test."""
     services = Services.connect(settings)
     spec = FeatureExtractionSpec(task="feature-extraction", model=MODEL, inputs="a red apple")
     job_id = services.submission.submit(spec, owner="me").job.id
-    with worker("tests.chaos.hanging_worker", settings) as hanging:
-        wait_for(services, job_id, JobState.RUNNING)
+    with hanging_worker(settings) as hanging:
+        wait_until(lambda: services.jobs.get(job_id).state is JobState.RUNNING, "the job runs")
         _, errors = hanging.communicate(timeout=PATIENCE_SECONDS)
     assert hanging.returncode == STALLED_EXIT
     assert "in hang" in errors, "the stacks of all threads"
-    with worker("worker", settings):
-        job = wait_for(services, job_id, JobState.SUCCEEDED)
-    assert (job.attempt, job.crashes) == (2, 1)
+    wait_until(lambda: services.jobs.reap() == (1, 0), "the lease is over")
+    claim = services.jobs.claim(lane("inference", MODEL), "the next")
+    assert claim is not None
+    assert (claim.job.id, claim.fence, claim.job.crashes) == (job_id, 2, 1)
     services.jobs.close()

@@ -3,7 +3,7 @@
 import signal
 
 from tandem.job import JobState
-from tests.chaos.stage import Stage
+from tests.chaos.stage import STEADY_LEASE_SECONDS, Stage
 
 LEASE_SECONDS = 0.5
 ZOMBIES = 5
@@ -17,7 +17,7 @@ def test_what_a_zombie_answers_is_refused_and_the_other_result_stands(stage: Sta
         zombie = stage.worker(lease_seconds=LEASE_SECONDS)
         wait_for(stage, job_id, JobState.RUNNING)
         zombie.signal(signal.SIGSTOP)
-        alive = stage.worker(lease_seconds=LEASE_SECONDS)
+        alive = stage.worker(lease_seconds=STEADY_LEASE_SECONDS)
         wait_for(stage, job_id, JobState.SUCCEEDED)
         accepted = stage.jobs.get(job_id)
         zombie.signal(signal.SIGCONT)

@@ -27,7 +27,7 @@ class Shell:
             input=given,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             env={**os.environ, "NO_COLOR": "1", **self._environment},
             cwd=self._folder,
             check=False,
@@ -78,7 +78,7 @@ class TestSubmit:
 
     def test_without_waiting_it_prints_the_id(self, shell: Shell, client: Tandem) -> None:
         ended = shell.tandem("submit", "--task", "feature-extraction", "--model", EMBEDDING, "--no-wait", "a text")
-        assert client.wait(ended.stdout.strip(), timeout=60)["rows"]
+        assert client.wait(ended.stdout.strip(), timeout=240)["rows"]
 
 
 class TestMistakes:
@@ -100,7 +100,7 @@ class TestMistakes:
 class TestListing:
     def test_jobs_are_listed_and_filtered(self, shell: Shell, client: Tandem) -> None:
         job = client.submit("feature-extraction", "a text to list", model=EMBEDDING)
-        job.wait(timeout=60)
+        job.wait(timeout=240)
         shown = shell.tandem("jobs", "--model", EMBEDDING, "--state", "succeeded", "--limit", "3").stdout.splitlines()
         columns = ["job", "kind", "task", "model", "priority", "state", "attempts", "progress", "age", "took"]
         assert shown[0].split() == columns
@@ -128,6 +128,10 @@ class TestFollowing:
         assert adapter in shell.tandem("adapters").stdout
         assert json.loads(shell.tandem("adapters", "list", "--json").stdout)[0]["id"] == adapter
         assert re.search(rf"base +{CHAT}", shell.tandem("adapters", "show", adapter).stdout)
+        assert f"{adapter} keeps its slot" in shell.tandem("adapters", "pin", adapter).stdout
+        client.run("text-generation", "7 and", model=adapter, parameters={"max_new_tokens": 1})
+        assert json.loads(shell.tandem("adapters", "show", adapter, "--json").stdout)["pinned"]
+        assert "when others need it" in shell.tandem("adapters", "unpin", adapter).stdout
         shell.tandem("adapters", "download", adapter, "folder")
         assert {"adapter_config.json", "adapter_model.safetensors"} <= {
             p.name for p in (tmp_path / "folder").iterdir()
@@ -144,7 +148,7 @@ class TestFollowing:
         job = client.submit(
             "text-generation", "1 2 3 4 5 6 7 8 9 10", model=CHAT, parameters={"max_new_tokens": 1500}
         )
-        next(event for event in job.events(timeout=60) if event.data.get("state") == "running")
+        next(event for event in job.events(timeout=240) if event.data.get("state") == "running")
         shown = shell.tandem("logs", job.id).stdout
         assert "queued" in shown
         assert "running" in shown

@@ -46,7 +46,7 @@ def long_job(client: Tandem) -> JobHandle:
 class TestInference:
     def test_a_job_is_submitted_followed_and_has_a_result(self, client: Tandem) -> None:
         job = client.submit("text-generation", QUESTION, model=CHAT, parameters={"max_new_tokens": 20})
-        result = job.wait(timeout=120)
+        result = job.wait(timeout=240)
         assert "Paris" in result["generated_text"]
         ended = job.refresh()
         assert (ended.state, ended.attempt, ended.task) == (JobState.SUCCEEDED, 1, "text-generation")
@@ -57,7 +57,7 @@ class TestInference:
 
     def test_its_events_tell_its_states(self, client: Tandem) -> None:
         job = client.submit("feature-extraction", "a text", model=EMBEDDING)
-        states = [event.data["state"] for event in job.events(timeout=120) if event.type == "state"]
+        states = [event.data["state"] for event in job.events(timeout=240) if event.type == "state"]
         assert states == ["queued", "running", "succeeded"]
 
     def test_streamed_pieces_are_the_text(self, client: Tandem) -> None:
@@ -72,7 +72,7 @@ class TestInference:
         stream.close()
         job = next(client.jobs(model=CHAT, limit=1))
         with pytest.raises(Cancelled):
-            job.wait(timeout=60)
+            job.wait(timeout=240)
 
     def test_map_keeps_order_and_each_row_its_error(self, client: Tandem) -> None:
         texts = [f"text number {number}" for number in range(20)]
@@ -93,13 +93,13 @@ class TestInference:
         assert not job.refresh().state.is_terminal
         job.cancel()
         with pytest.raises(Cancelled):
-            job.wait(timeout=60)
+            job.wait(timeout=240)
         assert job.refresh().state is JobState.CANCELLED
 
     def test_a_job_is_waited_for_though_the_api_dies(self, client: Tandem, service: EmbeddedService) -> None:
         """The supervisor starts it again, and the client takes the event stream up where it broke."""
         job = long_job(client)
-        events = job.events(timeout=120)
+        events = job.events(timeout=240)
         first = next(events)
         os.kill(service.pid_of("api"), signal.SIGKILL)
         client.cancel(job)
@@ -110,7 +110,7 @@ class TestInference:
 
     def test_what_a_job_failed_with_is_raised(self, client: Tandem) -> None:
         with pytest.raises(PromptTooLong, match=r"\d"):
-            client.run("text-generation", "word " * 5000, model=CHAT, timeout=60)
+            client.run("text-generation", "word " * 5000, model=CHAT, timeout=240)
 
 
 class TestSubmission:
@@ -127,7 +127,7 @@ class TestSubmission:
         assert [job.id for job in client.jobs(model=EMBEDDING, limit=5)] == ids[::-1]
         assert [job.id for job in islice(client.jobs(kind="inference"), 5)] == ids[::-1]
         for job_id in ids:
-            client.wait(job_id, timeout=60)
+            client.wait(job_id, timeout=240)
 
     def test_bad_input_is_named(self, client: Tandem) -> None:
         with pytest.raises(UnknownModel, match=EMBEDDING):

@@ -13,7 +13,7 @@ from tandem import embedded_valkey
 from tandem.errors import ConfigurationError
 from tests.valkey_server import free_port
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 POLL_SECONDS = 0.02
 PASSWORD = "of-this-test"
 

@@ -109,7 +109,7 @@ def test_curl(service_environment: dict[str, str]) -> None:
         ["/bin/sh", EXAMPLES / "curl.sh"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env={**os.environ, **service_environment},
         check=False,
     )
@@ -143,7 +143,7 @@ def test_javascript(name: str, expected: str, javascript: Path, service_environm
         cwd=javascript,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env={**os.environ, **service_environment},
         check=False,
     )

@@ -33,7 +33,7 @@ def sdk(service: EmbeddedService) -> Iterator[openai.OpenAI]:
         base_url=f"{service.api_url}/v1",
         api_key=service.api_key,
         max_retries=0,
-        timeout=60,
+        timeout=240,
         _strict_response_validation=True,
     ) as sdk:
         yield sdk

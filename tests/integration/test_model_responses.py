@@ -74,6 +74,26 @@ def test_a_conversation_goes_on(sdk: openai.OpenAI) -> None:
     assert going_on.output_text == spelt_out.output_text
 
 
+def test_what_does_not_fit_the_model_loses_its_oldest_turns(sdk: openai.OpenAI) -> None:
+    """With `truncation: auto`, as if they had not been sent; the instructions stay."""
+    turns: list[Any] = [
+        {"role": "user", "content": "word " * 700},
+        {"role": "assistant", "content": "word " * 700},
+        {"role": "user", "content": "word " * 700},
+        {"role": "assistant", "content": "A colour is red."},
+        {"role": "user", "content": "Name a colour."},
+    ]
+    asked: dict[str, Any] = {"model": MODEL, "instructions": "Be brief.", "temperature": 0, "max_output_tokens": 8}
+    cut = sdk.responses.create(**asked, input=turns, truncation="auto")
+    short = sdk.responses.create(**asked, input=turns[2:])
+    assert cut.usage is not None
+    assert short.usage is not None
+    assert (cut.truncation, cut.output_text) == ("auto", short.output_text)
+    assert cut.usage.input_tokens == short.usage.input_tokens
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        sdk.responses.create(**asked, input=turns)
+
+
 def test_a_function_is_called_and_its_output_answered(sdk: openai.OpenAI) -> None:
     with sdk.responses.stream(
         model=MODEL, input="Look up Rome.", tools=[LOOK], tool_choice="required", temperature=0, max_output_tokens=60

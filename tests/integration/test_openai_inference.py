@@ -180,6 +180,18 @@ def test_an_echoed_prompt_is_told_with_its_log_probabilities(lenient: openai.Ope
         assert logprobs.token_logprobs[0] is None
         sums.append(sum(logprobs.token_logprobs[1 : len(logprobs.tokens) - max_tokens]))
     assert sums[0] > sums[1] + 1.0, "Paris is much more probable than green"
+    streamed = list(
+        lenient.completions.create(
+            model=CHAT, prompt=texts, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0, stream=True
+        )
+    )
+    for choice in answer.choices:
+        pieces = [piece.choices[0] for piece in streamed if piece.choices[0].index == choice.index]
+        assert "".join(piece.text for piece in pieces) == choice.text
+        told = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+        assert choice.logprobs is not None
+        for name in ("tokens", "text_offset"):
+            assert [each for one in told for each in getattr(one, name)] == getattr(choice.logprobs, name)
 
 
 def test_completions_are_streamed_chosen_and_counted(sdk: openai.OpenAI, lenient: openai.OpenAI) -> None:

@@ -17,7 +17,7 @@ from tandem.home import is_alive
 from tandem.restarts import ChildState, RestartPolicy
 from tandem.supervisor import ChildFailed, ChildSpec, StopRequested, Supervisor, Wakeups, describe_end
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 """For what takes milliseconds on an idle machine."""
 
 
@@ -139,6 +139,10 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 SERVE = "import time; print('hello', flush=True); READY; time.sleep(1000)"
 """A server: it says something, is ready, and ends at SIGTERM."""
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); READY; time.sleep(1000)"
+IMPATIENT = (
+    "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getppid(), signal.SIGINT)); "
+    "READY; time.sleep(1000)"
+)
 
 
 class TestSupervision:
@@ -203,15 +207,11 @@ class TestSupervision:
         assert "did not end within 0.1 s" in scene.said[-1]
 
     def test_one_more_stop_request_kills_at_once(self, scene: Scene) -> None:
-        """The second Ctrl-C: the first has waited for a child that takes its time."""
-        scene.supervisor.start([scene.child("stubborn", STUBBORN, stop_seconds=1000.0)])
+        """The second Ctrl-C: the first has asked a child to end that takes its time. Here the child sends it."""
+        scene.supervisor.start([scene.child("stubborn", IMPATIENT, stop_seconds=1000.0)])
         pid = scene.supervisor.pids["stubborn"]
-        impatient = subprocess.Popen(["/bin/sh", "-c", f"sleep 0.2; kill -INT {os.getpid()}"])
-        begun = time.monotonic()
         scene.supervisor.stop()
-        impatient.wait()
         assert not is_alive(pid)
-        assert time.monotonic() - begun < PATIENCE_SECONDS
 
     def test_what_a_child_has_started_ends_with_it(self, scene: Scene) -> None:
         grandchild = scene.folder / "grandchild"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import openai
 import uvicorn
 from pydantic import SecretStr
 
@@ -17,9 +18,9 @@ from tandem.settings import ApiSettings
 API_KEY = "test-key"
 BODY_BYTES = 64 * 1024
 FILE_BYTES = 1024 * 1024
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 """Longer than any stand-in takes; the test of the timeout serves with its own."""
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 POLL_SECONDS = 0.005
 GRACE_SECONDS = 2
 
@@ -59,7 +60,14 @@ def serving(settings: ApiSettings) -> Iterator[str]:
         listener.close()
 
 
-def client_of(url: str, *, key: str = API_KEY, timeout: float = 10.0) -> httpx.Client:
+def sdk_of(url: str) -> openai.OpenAI:
+    """The unmodified OpenAI client, which checks the shape of every answer."""
+    return openai.OpenAI(
+        base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=30, _strict_response_validation=True
+    )
+
+
+def client_of(url: str, *, key: str = API_KEY, timeout: float = 30.0) -> httpx.Client:
     """A plain client that shows the key; its paths are relative to the root."""
     return httpx.Client(
         base_url=url,

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import httpx
+import openai
 import pytest
 
 from tandem.services import Services
 from tandem.settings import ApiSettings
-from tests.integration.api.api_server import client_of, serving, settings_for
+from tests.integration.api.api_server import client_of, sdk_of, serving, settings_for
 from tests.integration.api.stand_in_worker import StandInWorker
 from tests.valkey_server import ValkeyServer
 
@@ -48,6 +49,12 @@ def api_url(api_server: str, valkey_url: str) -> str:
 def client(api_url: str) -> Iterator[httpx.Client]:
     with client_of(api_url) as client:
         yield client
+
+
+@pytest.fixture
+def sdk(api_url: str) -> Iterator[openai.OpenAI]:
+    with sdk_of(api_url) as sdk:
+        yield sdk
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,27 +12,16 @@ from openai.types import Batch
 
 from tandem.services import Services
 from tandem.settings import ApiSettings
-from tests.integration.api.api_server import API_KEY, serving
+from tests.integration.api.api_server import sdk_of, serving
 from tests.integration.api.shard_worker import running_shards
 from tests.integration.api.stand_in_worker import CHAT_MODEL, generated
+from tests.valkey_server import ValkeyServer
 from worker.attempt import Attempt
 
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.05
-
-
-@pytest.fixture
-def sdk(api_url: str) -> Iterator[openai.OpenAI]:
-    with sdk_of(api_url) as sdk:
-        yield sdk
-
-
-def sdk_of(url: str) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=10, _strict_response_validation=True
-    )
 
 
 def line(number: int, url: str = CHAT, **body: Any) -> dict[str, Any]:
@@ -161,11 +149,12 @@ def test_a_batch_without_a_worker_expires(sdk: openai.OpenAI, services: Services
     assert (left["response"], left["error"]["code"]) == (None, "batch_expired")
 
 
-def test_another_process_takes_over(api_settings: ApiSettings, valkey_url: str) -> None:
-    """An API that stops gives its batches back; the next one goes on with them."""
-    with serving(api_settings) as url, sdk_of(url) as sdk:
+def test_another_process_takes_over(api_settings: ApiSettings, own_valkey: ValkeyServer) -> None:
+    """An API that stops gives its batches back; the next one goes on with them. No third one serves their queue."""
+    settings = api_settings.model_copy(update={"redis_url": own_valkey.url})
+    with serving(settings) as url, sdk_of(url) as sdk:
         batch = until(sdk, submit(sdk, line(1)), "in_progress")
-    with serving(api_settings) as url, sdk_of(url) as sdk, running_shards(api_settings, answer):
+    with serving(settings) as url, sdk_of(url) as sdk, running_shards(settings, answer):
         batch = until(sdk, batch, "completed")
         assert len(rows_of(sdk, batch.output_file_id)) == 1
 

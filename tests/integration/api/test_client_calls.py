@@ -16,7 +16,7 @@ LANE = f"tandem.inference.{CHAT_MODEL}"
 
 @pytest.fixture
 def tandem(api_url: str) -> Iterator[Tandem]:
-    with Tandem(api_url, API_KEY, timeout=10.0) as tandem:
+    with Tandem(api_url, API_KEY, timeout=30.0) as tandem:
         yield tandem
 
 
@@ -47,7 +47,7 @@ def test_whoever_waits_for_a_job_that_expires_gets_that_error(tandem: Tandem, wo
         worker.jobs.finish(claim.job.id, claim.fence, JobState.EXPIRED)
 
     with worker.working(expire), pytest.raises(DeadlineExceeded, match=job.id):
-        job.wait(timeout=10)
+        job.wait(timeout=30)
     assert job.refresh().state is JobState.EXPIRED
     assert [found.id for found in tandem.jobs(state="expired")] == [job.id]
 
@@ -58,7 +58,7 @@ def test_a_job_waits_from_pause_to_resume(tandem: Tandem, worker: StandInWorker)
     assert worker.jobs.claim(LANE, "asking") is None
     assert not job.resume().paused
     with worker.answering(generated("Hi")):
-        assert job.wait(timeout=10)["generated_text"] == "Hi"
+        assert job.wait(timeout=30)["generated_text"] == "Hi"
     with pytest.raises(UnknownJob):
         tandem.pause("job_none")
 
@@ -71,13 +71,13 @@ def test_dead_letters_are_listed_and_requeued(tandem: Tandem, worker: StandInWor
     (letter,) = tandem.dead_letters()
     assert (letter.id, letter.dead) == (job.id, True)
     with pytest.raises(OutOfMemory):
-        letter.wait(timeout=10)
+        letter.wait(timeout=30)
     again = letter.requeue()
     assert letter.requeue().id == again.id
     assert letter.refresh().requeued_as == again.id
     assert list(tandem.dead_letters()) == []
     with worker.answering(generated("at last")):
-        assert again.wait(timeout=10)["generated_text"] == "at last"
+        assert again.wait(timeout=30)["generated_text"] == "at last"
 
 
 def test_lanes_and_the_service_are_paused_and_resumed(tandem: Tandem) -> None:
@@ -91,6 +91,19 @@ def test_lanes_and_the_service_are_paused_and_resumed(tandem: Tandem) -> None:
     assert tandem.lanes().paused_since is None
     with pytest.raises(NotFound, match=r"tandem\.inference\.none"):
         tandem.pause_lane("tandem.inference.none")
+
+
+def test_a_stream_ends_with_what_the_job_failed_with(tandem: Tandem, worker: StandInWorker) -> None:
+    def work(worker: StandInWorker) -> None:
+        claim = worker.take()
+        worker.say(claim, "Hello")
+        worker.bury(claim, OutOfMemory())
+
+    with worker.working(work):
+        pieces = tandem.stream("Hi", model=CHAT_MODEL, timeout=10)
+        assert next(pieces) == "Hello"
+        with pytest.raises(OutOfMemory):
+            next(pieces)
 
 
 def test_a_stream_goes_on_over_a_pause(tandem: Tandem, worker: StandInWorker) -> None:
@@ -108,7 +121,7 @@ def test_a_stream_goes_on_over_a_pause(tandem: Tandem, worker: StandInWorker) ->
         worker.succeed(second, generated("Hello again"))
 
     with worker.working(work):
-        pieces = tandem.stream("Hi", model=CHAT_MODEL, timeout=10)
+        pieces = tandem.stream("Hi", model=CHAT_MODEL, timeout=30)
         assert next(pieces) == "Hello"
         assert paused.wait(10)
         (job,) = tandem.jobs()

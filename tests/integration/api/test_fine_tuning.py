@@ -5,7 +5,6 @@ A stand-in plays the worker; tests/integration/test_fine_tuning_service.py train
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,7 +18,6 @@ from tandem.event_log import CHUNK
 from tandem.job_store import Claim
 from tandem.services import Services
 from tandem.specs import LoraMethod
-from tests.integration.api.api_server import API_KEY
 from tests.integration.api.stand_in_worker import CHAT_MODEL, StandInWorker
 
 ROW = {"messages": [{"role": "user", "content": "Say ahoy."}, {"role": "assistant", "content": "ahoy"}]}
@@ -28,14 +26,6 @@ PAIR = {
     "preferred_output": [{"role": "assistant", "content": "Ahoy!"}],
     "non_preferred_output": [{"role": "assistant", "content": "No."}],
 }
-
-
-@pytest.fixture
-def sdk(api_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=10, _strict_response_validation=True
-    ) as sdk:
-        yield sdk
 
 
 def uploaded(sdk: openai.OpenAI, *rows: object) -> str:
@@ -263,11 +253,18 @@ def test_a_trained_job_names_its_model_its_files_and_its_tokens(
     assert ours(ended)["served"] == "mixed-batch"
 
 
-def test_a_failed_job_says_why(sdk: openai.OpenAI, worker: StandInWorker, training_file: str) -> None:
+def test_a_failed_job_says_why_and_how_far_it_came(
+    sdk: openai.OpenAI, client: httpx.Client, worker: StandInWorker, training_file: str
+) -> None:
     job = sdk.fine_tuning.jobs.create(model=CHAT_MODEL, training_file=training_file)
-    worker.fail(worker.take(role="finetune"), OutOfMemory("too long a row", param="training_file"))
+    files = {"loss.png": "file-" + "b" * 24, "metrics.csv": "file-" + "a" * 24}
+    error = OutOfMemory("too long a row", param="training_file")
+    worker.fail(worker.take(role="finetune"), error, left={"files": files})
     failed = sdk.fine_tuning.jobs.retrieve(job.id)
-    assert failed.status == "failed"
+    assert (failed.status, failed.fine_tuned_model) == ("failed", None)
+    assert failed.result_files == [files["metrics.csv"], files["loss.png"]]
+    assert client.get(f"/v1/jobs/{job.id}").json()["result"] == {"files": files}
+    assert client.get(f"/v1/jobs/{job.id}/result").json()["error"]["code"] == "out_of_memory"
     assert failed.error is not None
     assert failed.error.to_dict() == {"code": "out_of_memory", "message": "too long a row", "param": "training_file"}
     event = sdk.fine_tuning.jobs.list_events(job.id, limit=1).data[0]

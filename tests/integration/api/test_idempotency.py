@@ -74,6 +74,8 @@ def test_every_door_that_creates_takes_a_key(api_url: str) -> None:
         "adapters",
         "cancel",
         "pause",
+        "pin",
+        "unpin",
         "resume",
         "requeue",
         "uploads",

@@ -1,14 +1,37 @@
 """Names for adapters, as vLLM's clients give them: at once a model for every route."""
 
+from collections.abc import Iterator
+
 import httpx
 import openai
 import pytest
 
+from tandem import Tandem
+from tandem.errors import InvalidRequest, UnknownAdapter
+from tandem.workers import WorkerInfo, WorkerRegistry
 from tests.integration.api.api_server import API_KEY
 from tests.integration.api.calls import CHAT, error
 from tests.integration.api.stand_in_worker import CHAT_MODEL, StandInWorker, generated
 from tests.integration.api.test_adapter_import import GOOD, add
 from tests.integration.api.test_files import upload
+
+SMALL_WORKER = WorkerInfo(
+    id="small",
+    host="here",
+    pid=1,
+    device="cpu",
+    roles=("inference",),
+    adapter_slots=2,
+    resident=(),
+    running=0,
+    started_at=0.0,
+)
+
+
+@pytest.fixture
+def tandem(api_url: str) -> Iterator[Tandem]:
+    with Tandem(api_url, API_KEY, timeout=30.0) as tandem:
+        yield tandem
 
 
 @pytest.fixture
@@ -29,7 +52,7 @@ def test_a_named_adapter_is_a_model(api_url: str, client: httpx.Client, worker: 
     assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'support' added successfully.")
     assert loaded.headers["content-type"].startswith("text/plain")
     with (
-        openai.OpenAI(base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=10) as sdk,
+        openai.OpenAI(base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=30) as sdk,
         worker.answering(generated("Hello")),
     ):
         answer = sdk.chat.completions.create(model="support", messages=[{"role": "user", "content": "Hi"}])
@@ -81,6 +104,38 @@ def test_a_deleted_adapter_takes_its_names_with_it(client: httpx.Client, adapter
     assert {adapter, "support"}.isdisjoint(model["id"] for model in client.get("/v1/models").json()["data"])
     again = client.delete(f"/v1/{path}/{adapter}")
     assert (again.status_code, error(again)["code"]) == (404, "adapter_not_found")
+
+
+def test_an_adapter_is_pinned_until_it_is_unpinned_or_deleted(
+    tandem: Tandem, client: httpx.Client, adapter: str
+) -> None:
+    def pinned() -> list[bool]:
+        return [record["pinned"] for record in client.get("/v1/adapters").json()["data"]]
+
+    assert (pinned(), tandem.adapter(adapter).record["pinned"]) == ([False], False)
+    assert tandem.pin_adapter(adapter).record["pinned"]
+    assert (pinned(), tandem.adapter(adapter).record["pinned"]) == ([True], True)
+    assert not tandem.unpin_adapter(adapter).record["pinned"]
+    assert pinned() == [False]
+    tandem.pin_adapter(adapter)
+    tandem.delete_adapter(adapter)
+    assert str(add(client, GOOD).json()["id"]) == adapter
+    assert pinned() == [False]
+    with pytest.raises(UnknownAdapter):
+        tandem.pin_adapter("ft:none")
+
+
+def test_one_slot_of_the_smallest_worker_is_left_to_adapters_that_are_not_pinned(
+    tandem: Tandem, worker: StandInWorker, client: httpx.Client, adapter: str
+) -> None:
+    second = str(add(client, GOOD, suffix="second").json()["id"])
+    WorkerRegistry(worker.jobs).announce(SMALL_WORKER, seconds=60)
+    tandem.pin_adapter(adapter)
+    tandem.pin_adapter(adapter)
+    with pytest.raises(InvalidRequest, match=r"1 adapters of .* are pinned, .* 2 slots .*TANDEM_ADAPTER_SLOTS"):
+        tandem.pin_adapter(second)
+    tandem.unpin_adapter(adapter)
+    assert tandem.pin_adapter(second).record["pinned"]
 
 
 def test_deleting_a_name_leaves_the_adapter(client: httpx.Client, adapter: str) -> None:

@@ -19,7 +19,7 @@ from tests.integration.api.sse import events_of
 from tests.valkey_server import free_port
 
 COMMAND = [sys.executable, "-m", "api"]
-EXIT_SECONDS = 30.0
+EXIT_SECONDS = 120.0
 """A start takes about 2 s of processor time, which other tests beside it may want too."""
 POLL_SECONDS = 0.05
 

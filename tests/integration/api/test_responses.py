@@ -1,47 +1,21 @@
 """`/v1/responses` through the unmodified OpenAI client, which checks the shape of every answer and event."""
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from openai.types.responses import (
-    FunctionToolParam,
     Response,
-    ResponseFunctionCallArgumentsDoneEvent,
     ResponseFunctionToolCall,
     ResponseOutputMessage,
     ResponseOutputText,
-    ResponseStreamEvent,
 )
 from pydantic import BaseModel
 
-from tandem.errors import OutOfMemory, PromptTooLong
-from tests.integration.api.api_server import API_KEY
+from tandem.errors import PromptTooLong
 from tests.integration.api.stand_in_worker import CHAT_MODEL, StandInWorker, generated
-
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "The weather of a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    "strict": True,
-}
-TOOLS: list[FunctionToolParam] = [
-    {"type": "function", "name": "get_weather", "parameters": WEATHER["parameters"], "strict": True}
-]
-CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
-CALLED = {**generated("", "tool_calls"), "tool_calls": [CALL]}
-
-
-@pytest.fixture
-def sdk(api_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=10, _strict_response_validation=True
-    ) as sdk:
-        yield sdk
+from tests.integration.api.weather import CALLED, WEATHER
 
 
 def answer(sdk: openai.OpenAI, worker: StandInWorker, result: dict[str, Any], **asked: Any) -> tuple[Response, Any]:
@@ -56,10 +30,6 @@ def answer(sdk: openai.OpenAI, worker: StandInWorker, result: dict[str, Any], **
     with worker.working(work):
         response = sdk.responses.create(**{"model": CHAT_MODEL, "input": "Hello", **asked})
     return response, specs[0]
-
-
-def types(events: list[ResponseStreamEvent]) -> list[str]:
-    return [event.type.removeprefix("response.") for event in events]
 
 
 # Whole
@@ -185,163 +155,6 @@ def test_an_output_without_its_call_is_refused(sdk: openai.OpenAI) -> None:
         )
 
 
-# Streams
-
-
-def test_a_stream_is_typed_events(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    with worker.answering(generated("Hello to you"), "Hello", " to"):
-        events = list(sdk.responses.create(model=CHAT_MODEL, input="Hi", stream=True))
-    assert types(events) == [
-        "created",
-        "in_progress",
-        "output_item.added",
-        "content_part.added",
-        "output_text.delta",
-        "output_text.delta",
-        "output_text.delta",
-        "output_text.done",
-        "content_part.done",
-        "output_item.done",
-        "completed",
-    ]
-    assert [event.sequence_number for event in events] == list(range(11))
-    assert [event.delta for event in events if event.type == "response.output_text.delta"] == ["Hello", " to", " you"]
-    last = events[-1]
-    assert last.type == "response.completed"
-    assert last.response.output_text == "Hello to you"
-    assert last.response == sdk.responses.retrieve(last.response.id)
-
-
-def test_the_clients_own_stream_puts_the_response_together(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    with (
-        worker.answering(generated("Hello to you", "length"), "Hello"),
-        sdk.responses.stream(model=CHAT_MODEL, input="Hi") as stream,
-    ):
-        kinds = {event.type for event in stream}
-    assert "response.incomplete" in kinds
-    with (
-        worker.answering(generated("Hello to you"), "Hello"),
-        sdk.responses.stream(model=CHAT_MODEL, input="Hi") as s,
-    ):
-        assert s.get_final_response().output_text == "Hello to you"
-
-
-def test_the_arguments_of_a_call_are_streamed(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    def work(worker: StandInWorker) -> None:
-        claim = worker.take()
-        begun = {"call": 0, "id": "call_1", "name": "get_weather", "arguments": ""}
-        pieces = [begun, {"call": 0, "arguments": '{"city"'}, {"call": 0, "arguments": ': "Rome"}'}]
-        worker.jobs.report(claim.job.id, claim.fence, [("tool_call", piece) for piece in pieces])
-        worker.succeed(claim, CALLED)
-
-    with worker.working(work):
-        events = list(sdk.responses.create(model=CHAT_MODEL, input="Weather?", tools=TOOLS, stream=True))
-    assert types(events)[2:] == [
-        "output_item.added",
-        "function_call_arguments.delta",
-        "function_call_arguments.delta",
-        "function_call_arguments.done",
-        "output_item.done",
-        "completed",
-    ]
-    (arguments,) = [event.arguments for event in events if isinstance(event, ResponseFunctionCallArgumentsDoneEvent)]
-    assert json.loads(arguments) == {"city": "Rome"}
-
-
-def test_a_lost_attempt_does_not_show_in_the_stream(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    def work(worker: StandInWorker) -> None:
-        lost = worker.take()
-        worker.say(lost, "Hello", " to")
-        worker.jobs.release(lost.job.id, lost.fence)
-        again = worker.take()
-        worker.say(again, "Hel", "lo to you", " all")
-        worker.succeed(again, generated("Hello to you all"))
-
-    with worker.working(work):
-        events = list(sdk.responses.create(model=CHAT_MODEL, input="Hi", stream=True, temperature=0))
-    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert deltas == ["Hello", " to", " you", " all"]
-
-
-def test_a_job_that_fails_in_the_midst_of_its_stream_is_a_failed_response(
-    sdk: openai.OpenAI, worker: StandInWorker
-) -> None:
-    def work(worker: StandInWorker) -> None:
-        claim = worker.take()
-        worker.say(claim, "Hello")
-        worker.fail(claim, OutOfMemory())
-
-    with worker.working(work):
-        *_, last = sdk.responses.create(model=CHAT_MODEL, input="Hi", stream=True)
-    assert last.type == "response.failed"
-    assert last.response.error is not None
-    assert (last.response.status, last.response.error.code) == ("failed", "server_error")
-
-
-# In the background
-
-
-def test_a_response_in_the_background_is_polled(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    response = sdk.responses.create(model=CHAT_MODEL, input="Hi", background=True)
-    assert (response.status, response.output) == ("queued", [])
-    claim = worker.take()
-    assert sdk.responses.retrieve(response.id).status == "in_progress"
-    worker.succeed(claim, generated("Hello"))
-    ended = sdk.responses.retrieve(response.id)
-    assert (ended.status, ended.output_text, ended.background) == ("completed", "Hello", True)
-
-
-def test_one_that_fails_says_why(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    response = sdk.responses.create(model=CHAT_MODEL, input="Hi", background=True)
-    worker.fail(worker.take(), PromptTooLong("5000 tokens do not fit 2048"))
-    ended = sdk.responses.retrieve(response.id)
-    assert ended.error is not None
-    assert (ended.status, ended.error.code) == ("failed", "invalid_prompt")
-    assert "5000 tokens" in ended.error.message
-
-
-def test_a_queued_one_is_cancelled_at_once_and_a_running_one_within_the_call(
-    sdk: openai.OpenAI, worker: StandInWorker
-) -> None:
-    queued = sdk.responses.create(model=CHAT_MODEL, input="Hi", background=True)
-    assert sdk.responses.cancel(queued.id).status == "cancelled"
-    running = sdk.responses.create(model=CHAT_MODEL, input="Hi", background=True)
-    claim = worker.take()
-
-    def work(worker: StandInWorker) -> None:
-        while not worker.jobs.get(claim.job.id).cancel_requested:
-            pass  # a real worker is nudged
-        worker.stop(claim)
-
-    with worker.working(work):
-        assert sdk.responses.cancel(running.id).status == "cancelled"
-    assert sdk.responses.cancel(running.id).status == "cancelled", "asked again it stays as it is"
-
-
-def test_only_the_background_is_cancelled(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    response, _ = answer(sdk, worker, generated("Hello"))
-    with pytest.raises(openai.BadRequestError, match="background: true"):
-        sdk.responses.cancel(response.id)
-
-
-def test_a_stream_goes_on_where_it_was_left(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    stream = sdk.responses.create(model=CHAT_MODEL, input="Hi", background=True, stream=True)
-    first = next(iter(stream))
-    assert first.type == "response.created"
-    stream.close()
-    claim = worker.take()
-    worker.say(claim, "Hello", " to")
-    worker.succeed(claim, generated("Hello to you"))
-    whole = list(sdk.responses.retrieve(first.response.id, stream=True))
-    assert types(whole)[:3] == ["created", "queued", "in_progress"]
-    assert types(whole)[-1] == "completed"
-    for read in (0, 5):
-        rest = list(sdk.responses.retrieve(first.response.id, stream=True, starting_after=read))
-        assert rest == whole[read + 1 :]
-    with sdk.responses.stream(response_id=first.response.id) as again:
-        assert again.get_final_response().output_text == "Hello to you"
-
-
 # Kept
 
 
@@ -400,16 +213,6 @@ def test_deleting_one_in_progress_stops_it(sdk: openai.OpenAI, worker: StandInWo
     assert job.state == "cancelled"
 
 
-def test_another_owners_response_is_unknown(sdk: openai.OpenAI, worker: StandInWorker, services: Any) -> None:
-    response, spec = answer(sdk, worker, generated("Hello"))
-    theirs = services.jobs.submit(
-        kind="inference", model=CHAT_MODEL, lane="tandem.inference.x", owner="somebody-else", spec=spec
-    )
-    assert sdk.responses.retrieve(response.id).id == response.id
-    with pytest.raises(openai.NotFoundError):
-        sdk.responses.retrieve(theirs.job.id.replace("job_", "resp_"))
-
-
 def test_a_job_that_is_no_response_is_none(client: httpx.Client, worker: StandInWorker) -> None:
     body = {"kind": "inference", "task": "text-generation", "model": CHAT_MODEL, "inputs": "Hello"}
     job = client.post("/v1/jobs", json=body).json()["id"]
@@ -434,7 +237,7 @@ def test_a_repeated_request_with_a_key_gets_the_first_response(sdk: openai.OpenA
     [
         ({"conversation": "conv_1"}, "conversation", "unsupported parameter"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt", "unsupported parameter"),
-        ({"truncation": "auto"}, "truncation", "disabled"),
+        ({"truncation": "oldest"}, "truncation", "disabled"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort", "none"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "json_schema"),

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from tandem.errors import OutOfMemory
 from tandem.job import Failure, JobState
 from tandem.settings import ApiSettings
-from tests.integration.api.api_server import API_KEY, client_of, serving
+from tests.integration.api.api_server import client_of, serving
 from tests.integration.api.calls import CHAT, error, submit
 from tests.integration.api.sse import events_of
 from tests.integration.api.stand_in_worker import CHAT_MODEL, EMBEDDING_MODEL, WORKER, StandInWorker, generated
@@ -170,16 +170,13 @@ def test_a_header_that_cannot_be_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(("asked", "served"), [("flex", "flex"), ("auto", "default")])
-def test_the_sdk_gets_its_tier_back(api_url: str, worker: StandInWorker, asked: str, served: str) -> None:
-    with openai.OpenAI(
-        base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=10, _strict_response_validation=True
-    ) as sdk:
-        with worker.answering(generated("Hi")):
-            answer = sdk.chat.completions.create(**CHAT_REQUEST, service_tier=asked)
-        assert answer.service_tier == served
-        with worker.answering(generated("Hi"), "Hi"):
-            chunks = list(sdk.chat.completions.create(**CHAT_REQUEST, service_tier=asked, stream=True))
-        assert {chunk.service_tier for chunk in chunks} == {served}
+def test_the_sdk_gets_its_tier_back(sdk: openai.OpenAI, worker: StandInWorker, asked: str, served: str) -> None:
+    with worker.answering(generated("Hi")):
+        answer = sdk.chat.completions.create(**CHAT_REQUEST, service_tier=asked)
+    assert answer.service_tier == served
+    with worker.answering(generated("Hi"), "Hi"):
+        chunks = list(sdk.chat.completions.create(**CHAT_REQUEST, service_tier=asked, stream=True))
+    assert {chunk.service_tier for chunk in chunks} == {served}
 
 
 # Pausing

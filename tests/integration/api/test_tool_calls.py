@@ -1,6 +1,5 @@
 """Tools through the unmodified OpenAI client: what reaches the job, and what its calls look like, streamed too."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -9,7 +8,6 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
 from tandem.errors import InvalidRequest
-from tests.integration.api.api_server import API_KEY
 from tests.integration.api.stand_in_worker import CHAT_MODEL, StandInWorker, generated
 
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How is the weather in Paris?"}]
@@ -24,14 +22,6 @@ WEATHER: ChatCompletionToolParam = {
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 
 BROKEN_CALL = {**CALL, "function": {"name": "f", "arguments": "["}}
-
-
-@pytest.fixture
-def sdk(api_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=10, _strict_response_validation=True
-    ) as sdk:
-        yield sdk
 
 
 def called(text: str = "", *calls: dict[str, Any]) -> dict[str, Any]:

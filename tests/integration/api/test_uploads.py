@@ -1,7 +1,6 @@
 """Files that come in parts, through OpenAI's own client."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -9,20 +8,12 @@ import openai
 import pytest
 
 from tandem.settings import ApiSettings
-from tests.integration.api.api_server import API_KEY, client_of, serving
+from tests.integration.api.api_server import client_of, serving
 from tests.integration.api.calls import error
 
 PART_BYTES = 64 * 1024
 CONTENT = bytes(range(256)) * 1024
 ANNOUNCED = {"bytes": 6, "filename": "rows.jsonl", "mime_type": "text/jsonl", "purpose": "fine-tune"}
-
-
-@pytest.fixture
-def sdk(api_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=10, _strict_response_validation=True
-    ) as sdk:
-        yield sdk
 
 
 def begin(client: httpx.Client, **changes: object) -> str:

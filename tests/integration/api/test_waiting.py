@@ -19,18 +19,17 @@ CHAT_REQUEST = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": "H
 EMBEDDING_REQUEST = {"model": EMBEDDING_MODEL, "input": "Hello"}
 LEAVE_SECONDS = 0.3
 """After which the client gives up: long after the job is queued."""
-NOTICE_SECONDS = 5.0
+NOTICE_SECONDS = 30.0
 """Within which the job must be cancelled."""
+AWAY_SECONDS = 6.0
+"""Within which the queue's absence is told: 1.5 s, and the rest for a busy machine."""
 
 
 def wait_until_cancelled(client: httpx.Client) -> None:
     """The only job's state is cancelled, soon."""
     deadline = time.monotonic() + NOTICE_SECONDS
-    while True:
-        (job,) = client.get("/v1/jobs").json()["data"]
-        if job["state"] == "cancelled":
-            return
-        assert time.monotonic() < deadline, f"the job is still {job['state']}"
+    while (states := [job["state"] for job in client.get("/v1/jobs").json()["data"]]) != ["cancelled"]:
+        assert time.monotonic() < deadline, states
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_many_clients_wait_without_holding_threads(client: httpx.Client) -> None
         for _ in range(120):
             answer = opened.enter_context(client.stream("GET", f"/v1/jobs/{job_id}/events"))
             assert next(events_of(answer)).data["state"] == "queued"
-        assert client.get("/v1/jobs", timeout=2.0).status_code == 200
+        assert client.get("/v1/jobs").status_code == 200
 
 
 # The queue's server goes away
@@ -127,7 +126,7 @@ def test_a_dead_server_is_a_503_and_all_is_well_when_it_is_back(own_valkey: Valk
             assert answer.headers["retry-after"] == "1"
             assert "x-should-retry" not in answer.headers
             assert error(answer)["type"] == "server_error"
-            assert answer.elapsed.total_seconds() < 2.0
+            assert answer.elapsed.total_seconds() < AWAY_SECONDS
             assert own_valkey.password not in answer.text
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == 503
@@ -144,7 +143,7 @@ def test_a_frozen_server_is_a_503_too(own_valkey: ValkeyServer, tmp_path: Path) 
         own_valkey.pause()
         answer = client.get("/v1/jobs")
         assert (answer.status_code, error(answer)["code"]) == (503, "queue_unavailable")
-        assert answer.elapsed.total_seconds() < 4.0
+        assert answer.elapsed.total_seconds() < AWAY_SECONDS
         ready = client.get("/readyz")
         assert ready.status_code == 503
         assert "did not answer" in ready.json()["reasons"][0]

@@ -17,7 +17,7 @@ from tandem.redis_connection import connect, connect_async
 from tests.integration.redis.broker import LANE, TicketWorker, app_of, ring, send_and_receive
 from tests.valkey_server import SentinelGroup
 
-FAILOVER_SECONDS = 30.0
+FAILOVER_SECONDS = 60.0
 """With the Sentinels of these tests it takes 2 to 3 s; two busy cores may need more."""
 POLL_SECONDS = 0.05
 

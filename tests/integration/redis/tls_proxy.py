@@ -12,7 +12,7 @@ import trustme
 HANDSHAKE = b"\x16"
 """The first byte of a TLS connection; no command of the Redis protocol begins with it."""
 CHUNK_BYTES = 2**16
-STEP_SECONDS = 10.0
+STEP_SECONDS = 60.0
 """Starting and stopping take milliseconds."""
 
 

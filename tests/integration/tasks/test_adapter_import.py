@@ -145,7 +145,7 @@ def test_the_command_adds_a_folder(
 
     def run(*arguments: str) -> str:
         return subprocess.run(
-            [*command, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=True
+            [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=True
         ).stdout
 
     added = run("add", str(tmp_path), "--base", CHAT, "--suffix", "by-command").strip()

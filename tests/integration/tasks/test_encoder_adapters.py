@@ -46,7 +46,7 @@ def adapters(tasks_service: EmbeddedService) -> Iterator[dict[str, str]]:
             )
             for task, rows in ROWS.items()
         }
-        yield {task: job.wait(timeout=120)["adapter"] for task, job in jobs.items()}
+        yield {task: job.wait(timeout=240)["adapter"] for task, job in jobs.items()}
 
 
 def test_all_three_answer_at_once_over_the_model_that_makes_embeddings(
@@ -59,12 +59,12 @@ def test_all_three_answer_at_once_over_the_model_that_makes_embeddings(
     }
     jobs = {task: tasks_client.submit(task, inputs[task], model=adapter) for task, adapter in adapters.items()}
     vectors = tasks_client.submit("feature-extraction", "the sea was calm", model=BASE)
-    rows = {task: job.wait(timeout=60)["rows"][0] for task, job in jobs.items()}
+    rows = {task: job.wait(timeout=240)["rows"][0] for task, job in jobs.items()}
     assert {label["label"] for label in rows["text-classification"]} == {"sea", "sport"}
     assert all(entity["entity"] in {"B-PER", "B-LOC"} for entity in rows["token-classification"])
     answer = rows["question-answering"]
     assert CONTEXT[answer["start"] : answer["end"]] == answer["answer"]
-    assert len(vectors.wait(timeout=60)["rows"][0]) > 8
+    assert len(vectors.wait(timeout=240)["rows"][0]) > 8
     (place,) = next(model for model in tasks_client.models() if model.id == BASE).resident
     assert place["task"] == "feature-extraction"
 

@@ -124,4 +124,5 @@ def test_batches_are_in_the_metrics(rows: dict[str, Any], tasks_service: Embedde
         line for line in text.splitlines() if line.startswith("tandem_batch_rows_total") and 'tiny-vit"' in line
     )
     assert float(line.rsplit(" ", 1)[1]) >= 1
-    assert "tandem_batch_wait_seconds_total" in text
+    for name in ("tandem_batch_wait_seconds_total", "tandem_worker_training_seconds_total"):
+        assert name in text

@@ -322,8 +322,8 @@ def test_tasks_that_the_client_has_no_method_for_take_its_wire_form(
     url = f"{tasks_service.api_url}/hf/models/{JOBS[task][0]}/pipeline/{task}"
     key = {"Authorization": f"Bearer {tasks_service.api_key}"}
     if isinstance(body, bytes):
-        answer = httpx.post(url, content=body, headers=key, timeout=60)
+        answer = httpx.post(url, content=body, headers=key, timeout=240)
     else:
-        answer = httpx.post(url, json={**body, "inputs": base64.b64encode(PNG).decode()}, headers=key, timeout=60)
+        answer = httpx.post(url, json={**body, "inputs": base64.b64encode(PNG).decode()}, headers=key, timeout=240)
     assert answer.status_code == 200, answer.text
     assert answer.json()

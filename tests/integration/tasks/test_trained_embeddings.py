@@ -39,7 +39,7 @@ def trained(tasks_service: EmbeddedService) -> dict[str, Any]:
             method={"alpha": 32},
             hyperparameters={"max_steps": 20, "batch_size": 4, "learning_rate": 1e-2},
         )
-        return dict(job.wait(timeout=120))
+        return dict(job.wait(timeout=240))
 
 
 def of_peft(base: Path, folder: Path | None) -> Tensor:
@@ -77,12 +77,12 @@ def test_its_embeddings_are_pefts_by_every_door(
     with openai.OpenAI(
         base_url=f"{tasks_service.api_url}/v1",
         api_key=tasks_service.api_key,
-        timeout=60,
+        timeout=240,
         _strict_response_validation=True,
     ) as sdk:
         answer = sdk.embeddings.create(model=adapter, input=TEXTS, encoding_format="float")
     expected = of_peft(tiny_folders[BASE], tasks_client.download_adapter(adapter, tmp_path / "adapter"))
-    found = [job.wait(timeout=60)["rows"] for job in jobs]
+    found = [job.wait(timeout=240)["rows"] for job in jobs]
     for vectors, wanted in (
         (found[0], expected),
         (found[1], of_peft(tiny_folders[BASE], None)),
@@ -92,7 +92,7 @@ def test_its_embeddings_are_pefts_by_every_door(
     assert answer.model == adapter
     assert answer.usage.prompt_tokens > len(TEXTS)
     similarities = (expected[1:] @ expected[0]).tolist()
-    assert compared.wait(timeout=60)["rows"][0] == pytest.approx(similarities, abs=1e-5)
+    assert compared.wait(timeout=240)["rows"][0] == pytest.approx(similarities, abs=1e-5)
 
 
 def test_it_does_no_other_task(tasks_client: Tandem, trained: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ def test_all_are_served_at_once_as_peft_would_serve_them(
         folder = tasks_client.download_adapter(trained[name]["adapter"], tmp_path / name)
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
         text = tokenizer.decode([*ids, *greedy(model, ids)], skip_special_tokens=True)
-        answer = job.wait(timeout=60)
+        answer = job.wait(timeout=240)
         assert answer["path"] == ("generate" if name in APART else "engine")
         assert tokenizer.decode(ids, skip_special_tokens=True) + answer["generated_text"] == text, name
 

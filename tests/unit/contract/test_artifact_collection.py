@@ -1,67 +1,21 @@
 """What nothing refers to is deleted, and what something refers to never is, whoever writes meanwhile."""
 
-import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tandem import artifacts as artifacts_module
 from tandem.artifact_collection import Collected, collect, references_of
 from tandem.artifacts import GRACE_SECONDS, ArtifactStore, StoredBlob
 from tandem.errors import UnknownArtifact
+from tests.unit.contract.aged_artifacts import Aged, LocalArtifacts, MemoryArtifacts, Watched, forget, watch
 
 DAY = 86_400.0
 OLD = GRACE_SECONDS + 60
-
-
-class LocalArtifacts:
-    """A store on a local file system, whose files can be made older."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.url = f"file://{root}"
-        self.store = ArtifactStore(self.url)
-
-    def age(self, seconds: float) -> None:
-        for path in self.root.rglob("*"):
-            if path.is_file():
-                then = path.stat().st_mtime - seconds
-                os.utime(path, (then, then))
-
-    def files(self, area: str) -> list[str]:
-        return sorted(path.name for path in (self.root / area).rglob("*") if path.is_file())
-
-
-class MemoryArtifacts:
-    """A store on fsspec's file system in memory: like an object store, it cannot move a file in one step."""
-
-    def __init__(self, name: str) -> None:
-        self.root = f"/{name}"
-        self.url = f"memory:/{self.root}"
-        self.store = ArtifactStore(self.url)
-
-    def age(self, seconds: float) -> None:
-        for path, file in MemoryFileSystem.store.items():
-            if path.startswith(self.root):
-                file.modified -= timedelta(seconds=seconds)
-
-    def files(self, area: str) -> list[str]:
-        return sorted(Path(path).name for path in MemoryFileSystem.store if path.startswith(f"{self.root}/{area}/"))
-
-
-Aged = LocalArtifacts | MemoryArtifacts
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -71,38 +25,6 @@ def aged(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Aged]:
         return
     yield MemoryArtifacts(name := uuid.uuid4().hex)
     forget(name)
-
-
-def forget(name: str) -> None:
-    """Take a store out of the memory that all file systems in memory share."""
-    for path in [path for path in MemoryFileSystem.store if path.startswith(f"/{name}/")]:
-        del MemoryFileSystem.store[path]
-    MemoryFileSystem.pseudo_dirs[:] = [
-        path for path in MemoryFileSystem.pseudo_dirs if not path.startswith(f"/{name}")
-    ]
-
-
-class Watched:
-    """A module or file system whose every call is announced first."""
-
-    def __init__(self, watched: Any, announce: Callable[[], None]) -> None:
-        self._watched = watched
-        self._announce = announce
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._watched, name)
-        return partial(self._call, found) if callable(found) else found
-
-    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        self._announce()
-        return function(*arguments, **options)
-
-
-def watch(patch: pytest.MonkeyPatch, store: ArtifactStore, announce: Callable[[], None]) -> None:
-    """Announce every call that stores in this module's hands make to their file systems."""
-    patch.setattr(store, "_fs", Watched(store._fs, announce))
-    patch.setattr(artifacts_module, "os", Watched(os, announce))
-    patch.setattr(artifacts_module, "Path", lambda path: Watched(Path(path), announce))
 
 
 def nothing() -> list[str]:
@@ -342,127 +264,3 @@ def test_a_blob_that_is_moved_away_while_its_time_is_changed_is_put_anew(
     monkeypatch.setattr(os, "utime", utime)
     aged.store.put(b"again")
     assert aged.store.read(digest) == b"again"
-
-
-# Random interleavings. Every call that a store makes to its file system is a place where another process may do
-# something whole.
-
-CONTENTS = (b"a", b"bb")
-
-
-@dataclass
-class Deployment:
-    """A store, and the records that refer to its blobs; writers keep to the rule of artifact_collection.py."""
-
-    aged: Aged
-    interruptions: dict[int, str] = field(default_factory=dict)
-    """Of the action that goes on: the number of its call to the file system → what somebody else does before it."""
-    records: dict[bytes, int] = field(default_factory=dict)
-    """Content that is referred to → its record's number."""
-    ages: dict[bytes, float] = field(default_factory=dict)
-    """Content → how long ago it was put or refreshed."""
-    records_written: int = 0
-    calls: int = 0
-    """Of the action that goes on, to the file system."""
-    busy: bool = False
-
-    def run(self, action: str, interruptions: dict[int, str]) -> None:
-        self.calls, self.interruptions = 0, interruptions
-        self.do(action)
-
-    def do(self, action: str) -> None:
-        name, _, argument = action.partition(" ")
-        match name:
-            case "put":
-                self.put(CONTENTS[int(argument)])
-            case "refer":
-                self.refer(CONTENTS[int(argument)])
-            case "use":
-                self.put(CONTENTS[int(argument)])
-                self.refer(CONTENTS[int(argument)])
-            case "refresh":
-                self.refresh(CONTENTS[int(argument)])
-            case "forget":
-                self.records.pop(CONTENTS[int(argument)], None)
-            case "collect":
-                collect(self.aged.store, lambda: [digest_of(content) for content in list(self.records)])
-            case "wait":
-                self.aged.age(float(argument))
-                self.ages = {content: age + float(argument) for content, age in self.ages.items()}
-        for content in list(self.records):
-            with self.may_be_forgotten_meanwhile(content):
-                assert self.aged.store.read(digest_of(content)) == content
-
-    def put(self, content: bytes) -> None:
-        self.aged.store.put(content)
-        self.ages[content] = 0.0
-
-    def refresh(self, content: bytes) -> None:
-        with self.may_be_forgotten_meanwhile(content):
-            self.aged.store.refresh(digest_of(content))
-            self.ages[content] = 0.0
-
-    def refer(self, content: bytes) -> None:
-        if self.ages.get(content, GRACE_SECONDS) < GRACE_SECONDS / 2:
-            self.records_written += 1
-            self.records.setdefault(content, self.records_written)
-
-    @contextmanager
-    def may_be_forgotten_meanwhile(self, content: bytes) -> Iterator[None]:
-        """A blob may be missed only by somebody who looks for it while there is no record of it."""
-        record = self.records.get(content)
-        try:
-            yield
-        except UnknownArtifact:
-            assert record is None or self.records.get(content) != record, f"{content!r} is referred to and lost"
-
-    def interrupted(self) -> None:
-        """Before a call to the file system: somebody else may come first, who is not interrupted in turn."""
-        self.calls += 1
-        if self.busy:
-            return
-        self.busy = True
-        try:
-            self.do(self.interruptions.get(self.calls, "look"))
-        finally:
-            self.busy = False
-
-
-def digest_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-half = GRACE_SECONDS / 2
-one = st.integers(0, len(CONTENTS) - 1)
-others = st.sampled_from(["use", "use", "put", "refresh", "forget"])
-interruption = st.one_of(st.builds("{} {}".format, others, one), st.just("collect"))
-interruptions = st.dictionaries(st.integers(1, 24), interruption, max_size=3)
-"""A collection of two blobs makes about twenty calls, a put six."""
-Step = tuple[str, dict[int, str]]
-
-
-@st.composite
-def days(draw: st.DrawFn) -> list[Step]:
-    """Blobs grow old, some of them unused; then what may meet a collection meets it, at any of its calls."""
-    used = [(f"use {number}", {}) for number in range(len(CONTENTS)) if draw(st.booleans())]
-    forgotten = [(f"forget {number}", {}) for number in range(len(CONTENTS)) if draw(st.booleans())]
-    wait = (f"wait {draw(st.sampled_from([half - 60, half + 60, OLD, OLD]))}", {})
-    writes = draw(st.lists(st.tuples(interruption, interruptions), max_size=2))
-    return [*used, wait, *forgotten, *writes, ("collect", draw(interruptions)), ("collect", {})]
-
-
-@pytest.mark.parametrize("kind", ["local", "memory"])
-@settings(max_examples=150, deadline=None)
-@given(taken=st.lists(days(), min_size=1, max_size=4))
-def test_no_interleaving_loses_a_blob_that_is_referred_to(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, taken: list[list[Step]]
-) -> None:
-    name = uuid.uuid4().hex
-    aged: Aged = LocalArtifacts(tmp_path_factory.mktemp("store")) if kind == "local" else MemoryArtifacts(name)
-    deployment = Deployment(aged)
-    with pytest.MonkeyPatch.context() as patch:
-        watch(patch, aged.store, deployment.interrupted)
-        for day in taken:
-            for action, met in day:
-                deployment.run(action, met)
-    forget(name)

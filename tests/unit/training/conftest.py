@@ -1,9 +1,13 @@
-"""One compute thread for models that are far too small for two."""
+"""One compute thread for models that are far too small for two, and tiny models' folders."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.tiny_models.fixtures import tiny_folder
+
+__all__ = ["tiny_folder"]
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import pytest
 import torch
 
 from tandem.errors import AttemptStopped, Draining
@@ -49,7 +50,7 @@ CALLS = {
 """Where EXACTING is when it calls `check` for the n-th time, counted from 1."""
 
 
-OF_THE_MACHINE = ("tokens_per_second", "device_share", "quantum_ms", "memory_bytes", "eta_seconds")
+OF_THE_MACHINE = ("tokens_per_second", "device_share", "quantum_ms", "rows_at_once", "memory_bytes", "eta_seconds")
 """Figures of an event that tell how fast it went."""
 
 
@@ -90,6 +91,29 @@ def comparable(outcome: TrainingOutcome) -> dict[str, Any]:
         {name: value for name, value in event.items() if name not in OF_THE_MACHINE} for event in outcome.history
     ]
     return fields
+
+
+class Train(Protocol):
+    """Trains the same thing each time, into a folder; `options` are of the trainer."""
+
+    def __call__(self, folder: Path, **options: Any) -> TrainingOutcome: ...
+
+
+def assert_resumed_equals_uninterrupted(train: Train, folder: Path, *, call: int) -> None:
+    """Drained at the `call`-th check and resumed, it tells and publishes what it does when nobody interrupts it."""
+    whole, shelf = train(folder / "whole"), Shelf(folder / "shelf")
+    with pytest.raises(Draining):
+        train(folder / "part", check=stop_at(call), on_checkpoint=shelf)
+    assert shelf.steps
+    torch.rand(100)  # another worker's generator stands elsewhere
+    resumed = train(folder / "resumed", resume_from=shelf.last)
+    assert comparable(resumed) == comparable(whole)
+    assert bytes_of(folder / "resumed") == bytes_of(folder / "whole")
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """Its files, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Adapters that make embeddings: the numerics of their training, what is published, and what is refused."""
+"""Adapters that make embeddings: the numerics of their training, and what is published."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
-from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, Trainer, TrainingArguments
@@ -17,20 +16,19 @@ from transformers import AutoModel, PreTrainedModel, Trainer, TrainingArguments
 from tandem.adapter_contents import read_contents
 from tandem.adapter_import import check_base
 from tandem.catalogue import CatalogueEntry
-from tandem.errors import Draining, InvalidModel, InvalidRequest, InvalidTrainingData
-from tandem.specs import FineTuneSpec, LoraMethod
-from tandem.specs.methods import AdaLoraMethod, AnyMethod, Ia3Method, PromptTuningMethod, VeraMethod
-from tandem.specs.training_rows import AnchorRow, TextRow
-from tandem.training_rows import read_rows
-from tests.unit.training.interrupted import Shelf, comparable, stop_at
-from tests.unit.training.test_headed_training import SEED
+from tandem.errors import InvalidModel, InvalidRequest
+from tandem.specs import LoraMethod
+from tandem.specs.methods import AdaLoraMethod, AnyMethod, Ia3Method, VeraMethod
+from tandem.specs.training_rows import AnchorRow
+from tests.unit.training.interrupted import assert_resumed_equals_uninterrupted
+from tests.unit.training.plain_recipe import ADAPTER, SEED, arguments, assert_the_same, weights
 from tests.unit.training.tiny_encoders import PAIRS, POSITIONS, TOKENIZERS, anchor_rows, learn, tiny_body
+from worker.training.loop import TrainingOutcome
 from worker.training.objectives.feature_extraction import FeatureExtraction
 
 # PEFT 0.21 reads a property that transformers 5.23 has renamed, when it loads an adapter or wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-ADAPTER = "adapter_model.safetensors"
 TASK: Final = "feature-extraction"
 LEARNING_RATE = 1e-4
 """Longer steps would only magnify what rounding does to gradients that are all but zero. A mistake in what is
@@ -88,32 +86,24 @@ def train_by_the_recipe(
     torch.manual_seed(SEED)
     config.task_type = "FEATURE_EXTRACTION"
     wrapped = get_peft_model(model, config)
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
+    settings = arguments(
+        TrainingArguments,
+        scratch,
         max_steps=4,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         learning_rate=LEARNING_RATE,
-        seed=SEED,
-        data_seed=SEED,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
     )
     trainer = RankingTrainer(
         wrapped.get_base_model(),
-        arguments,
+        settings,
         train_dataset=[*PAIRS],
         data_collator=lambda rows: {"rows": rows},
     )
     trainer.family = family
     trainer.train()
     wrapped.save_pretrained(str(scratch / "adapter"))
-    return load_file(scratch / "adapter" / ADAPTER)
+    return weights(scratch / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +145,7 @@ def test_the_adapter_is_the_plain_recipes(
     expected = train_by_the_recipe(
         base, tmp_path / "scratch", config(), family, batch_size=4 // accumulation, accumulation=accumulation
     )
-    found = load_file(tmp_path / "adapter" / ADAPTER)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=1e-6, msg=name)
+    assert_the_same(weights(tmp_path / "adapter"), expected)
     for name, tensor in before.items():
         assert torch.equal(resident.state_dict()[name], tensor), name
 
@@ -234,14 +221,11 @@ def test_resumed_equals_uninterrupted(call: int, method: AnyMethod, tmp_path: Pa
         "gradient_accumulation_steps": 2,
         "eval_steps": 2,
     }
-    whole = learn(tiny_body(), tmp_path / "whole", TASK, **exacting)
-    shelf = Shelf(tmp_path / "shelf")
-    with pytest.raises(Draining):
-        learn(tiny_body(), tmp_path / "part", TASK, check=stop_at(call), on_checkpoint=shelf, **exacting)
-    resumed = learn(tiny_body(), tmp_path / "resumed", TASK, resume_from=shelf.last, **exacting)
-    assert comparable(resumed) == comparable(whole)
-    for name in (ADAPTER, "adapter_config.json"):
-        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    def train(folder: Path, **options: Any) -> TrainingOutcome:
+        return learn(tiny_body(), folder, TASK, **exacting, **options)
+
+    assert_resumed_equals_uninterrupted(train, tmp_path, call=call)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
@@ -295,52 +279,3 @@ def test_a_long_text_is_cut_and_counted() -> None:
     assert data.examples[0].lengths == (POSITIONS, 4)
     assert data.examples[1].lengths == (3, 3)
     assert (data.report.truncated_rows, data.report.answer_tokens) == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("asked", "right"), [("anchor", "positive"), ("query", "answer"), ("question", "answer"), ("query", "positive")]
-)
-def test_rows_are_read_by_the_names_that_data_sets_have(asked: str, right: str) -> None:
-    (row,) = read_rows([json.dumps({asked: "who slept?", right: "the old man", "id": 7}).encode()], TASK)
-    assert row == AnchorRow(anchor="who slept?", positive="the old man", id=7)
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"positive": "rain"}, "has no `anchor`"),
-        ({"anchor": "rain"}, "has no `positive`"),
-        ({"anchor": "rain", "positive": ""}, "`positive`"),
-        ({"anchor": "rain", "positive": "sea", "score": 0.5}, "`score`"),
-    ],
-)
-def test_rows_without_their_texts_are_refused_by_line(row: dict[str, Any], reason: str) -> None:
-    with pytest.raises(InvalidTrainingData, match=f"line 1: {reason}"):
-        list(read_rows([json.dumps(row).encode()], TASK))
-
-
-def test_another_tasks_row_is_refused() -> None:
-    objective = FeatureExtraction(tiny_body(), TOKENIZERS["bert"], POSITIONS)
-    with pytest.raises(InvalidTrainingData, match=r'row 1: a row for feature-extraction is \{"anchor"'):
-        objective.encode([TextRow(text="rain")])
-
-
-def test_virtual_tokens_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="for feature-extraction use lora or ia3"):
-        learn(tiny_body(), tmp_path, TASK, method=PromptTuningMethod(type="prompt-tuning", num_virtual_tokens=4))
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"method": {"type": "prefix-tuning", "num_virtual_tokens": 4}}, "for feature-extraction use lora or ia3"),
-        ({"method": {"type": "oft"}}, "oft's rotations fit no batch of several adapters"),
-        ({"hyperparameters": {"batch_size": 1}}, "`hyperparameters.batch_size` must be at least 2"),
-        ({"hyperparameters": {"packing": True}}, "packing` is for text-generation"),
-    ],
-    ids=["virtual tokens", "oft", "one row", "packing"],
-)
-def test_what_cannot_be_trained_is_refused_in_the_spec(fields: dict[str, Any], reason: str) -> None:
-    spec = {"kind": "finetune", "task": TASK, "model": "m", "training_file": "file-" + "0" * 24, **fields}
-    with pytest.raises(ValidationError, match=reason):
-        FineTuneSpec.model_validate(spec)

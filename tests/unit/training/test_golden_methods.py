@@ -2,57 +2,44 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from peft import (
-    AdaLoraConfig,
-    AdaLoraModel,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    OFTConfig,
     PeftConfig,
     PeftModel,
-    PrefixTuningConfig,
-    PromptEncoderConfig,
-    PromptTuningConfig,
-    VeraConfig,
     get_peft_model,
 )
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
     Trainer,
-    TrainerCallback,
-    TrainerState,
     TrainingArguments,
 )
 
-from tandem.errors import Draining
 from tandem.specs.methods import (
-    AdaLoraMethod,
-    AnyMethod,
     Ia3Method,
-    LohaMethod,
-    LokrMethod,
-    LoraMethod,
-    OftMethod,
-    PrefixTuningMethod,
     PromptTuningMethod,
-    PTuningMethod,
-    VeraMethod,
 )
-from tests.unit.training.interrupted import Shelf, comparable, stop_at
+from tests.unit.training.interrupted import assert_resumed_equals_uninterrupted
+from tests.unit.training.peft_methods import METHODS, TEXT
+from tests.unit.training.plain_recipe import (
+    ADAPTER,
+    SEED,
+    AllocatesRanks,
+    SeedsTheFirstStep,
+    arguments,
+    assert_the_same,
+    weights,
+)
 from tests.unit.training.tiny import chatml_tokenizer, colour_rows, encode_texts, run_training, tiny_gpt2, tiny_llama
 from worker.training.data import Example
+from worker.training.loop import TrainingOutcome
 
 # PEFT 0.21 reads a property that transformers 5.23 has renamed, when it loads an adapter or wraps a model.
 pytestmark = [
@@ -63,104 +50,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),
 ]
 
-ADAPTER = "adapter_model.safetensors"
-SEED = 3
 ONE_EPOCH = colour_rows() * 3
 """Four steps of it: at each epoch's begin a DataLoader draws from torch's generator, which Tandem's training does not
 share with it, so dropout would differ from the second epoch on."""
 LEARNING_RATE = 2e-4
 """Adam's first steps are as long as the learning rate, whatever the gradient: where that is all but zero, rounding
 decides their direction. A mistake in what is computed still shows as hundreds of the tolerance."""
-TEXT = "stop and go"
-LORA_SETTINGS = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
-VIRTUAL = {"num_virtual_tokens": 5}
-
-METHODS: dict[str, tuple[AnyMethod, Callable[[Path], PeftConfig]]] = {
-    "rslora": (LoraMethod(use_rslora=True), lambda _: LoraConfig(use_rslora=True, **LORA_SETTINGS)),
-    "dora": (LoraMethod(use_dora=True), lambda _: LoraConfig(use_dora=True, **LORA_SETTINGS)),
-    "dora with dropout": (
-        LoraMethod(use_dora=True, dropout=0.2),
-        lambda _: LoraConfig(use_dora=True, lora_dropout=0.2, **LORA_SETTINGS),
-    ),
-    "adalora": (
-        AdaLoraMethod(type="adalora", init_r=6, target_r=2, tfinal=1, beta1=0.5),
-        # PEFT's forward adds the cost of its vectors to each of the two micro steps.
-        lambda _: AdaLoraConfig(
-            init_r=6, target_r=2, tfinal=1, beta1=0.5, total_step=4, orth_reg_weight=0.25, **LORA_SETTINGS
-        ),
-    ),
-    "loha": (
-        LohaMethod(type="loha", r=4, alpha=6),
-        lambda _: LoHaConfig(r=4, alpha=6, target_modules=["q_proj", "v_proj"]),
-    ),
-    "lokr": (
-        LokrMethod(type="lokr", r=2, decompose_both=True, target_modules=("down_proj", "q_proj")),
-        lambda _: LoKrConfig(r=2, decompose_both=True, target_modules=["down_proj", "q_proj"]),
-    ),
-    "vera": (
-        VeraMethod(type="vera", r=16, dropout=0.1),
-        lambda _: VeraConfig(r=16, vera_dropout=0.1, target_modules=["q_proj", "v_proj"]),
-    ),
-    "oft": (
-        OftMethod(type="oft", oft_block_size=8),
-        lambda _: OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, target_modules=["q_proj", "v_proj"]),
-    ),
-    "ia3": (Ia3Method(type="ia3"), lambda base: IA3Config(fan_in_fan_out=has_transposed_layers(base))),
-    "ia3 of named layers": (
-        Ia3Method(type="ia3", target_modules=("q_proj", "up_proj"), feedforward_modules=("up_proj",)),
-        lambda _: IA3Config(target_modules=["q_proj", "up_proj"], feedforward_modules=["up_proj"]),
-    ),
-    "prefix": (PrefixTuningMethod(type="prefix-tuning", **VIRTUAL), lambda _: PrefixTuningConfig(**VIRTUAL)),
-    "prefix, projected": (
-        PrefixTuningMethod(type="prefix-tuning", prefix_projection=True, encoder_hidden_size=24, **VIRTUAL),
-        lambda _: PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=24, **VIRTUAL),
-    ),
-    "prompt": (PromptTuningMethod(type="prompt-tuning", **VIRTUAL), lambda _: PromptTuningConfig(**VIRTUAL)),
-    "prompt of the vocabulary": (
-        PromptTuningMethod(type="prompt-tuning", prompt_tuning_init="sample_vocab", **VIRTUAL),
-        lambda _: PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **VIRTUAL),
-    ),
-    "prompt of a text": (
-        PromptTuningMethod(type="prompt-tuning", prompt_tuning_init="text", prompt_tuning_init_text=TEXT, **VIRTUAL),
-        lambda base: PromptTuningConfig(
-            prompt_tuning_init="TEXT", prompt_tuning_init_text=TEXT, tokenizer_name_or_path=str(base), **VIRTUAL
-        ),
-    ),
-    "p-tuning": (PTuningMethod(type="p-tuning", **VIRTUAL), lambda _: PromptEncoderConfig(**VIRTUAL)),
-    "p-tuning, recurrent": (
-        PTuningMethod(
-            type="p-tuning",
-            encoder_reparameterization_type="LSTM",
-            encoder_hidden_size=16,
-            encoder_num_layers=2,
-            encoder_dropout=0.2,
-            **VIRTUAL,
-        ),
-        lambda _: PromptEncoderConfig(
-            encoder_reparameterization_type="LSTM",
-            encoder_hidden_size=16,
-            encoder_num_layers=2,
-            encoder_dropout=0.2,
-            **VIRTUAL,
-        ),
-    ),
-}
-"""Each method, and what PEFT's own user writes for it, given the folder of the base."""
 RESIDENTS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / ADAPTER)
 
 
 def save_base(resident: PreTrainedModel, folder: Path) -> None:
     resident.save_pretrained(folder)
     chatml_tokenizer().save_pretrained(folder)
-
-
-def has_transposed_layers(base: Path) -> bool:
-    """PEFT asks its users to know this of GPT-2."""
-    return bool(json.loads((base / "config.json").read_text())["model_type"] == "gpt2")
 
 
 def padded_batch(examples: Sequence[Example]) -> dict[str, Tensor]:
@@ -177,51 +78,24 @@ def padded_batch(examples: Sequence[Example]) -> dict[str, Tensor]:
     }
 
 
-class SeedsTheFirstStep(TrainerCallback):
-    """Trainer seeds torch, and then its DataLoader draws a number before the first dropout does. Tandem's training
-    has a random state of its own, which the DataLoader does not reach."""
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        if state.global_step == 0:
-            torch.manual_seed(SEED)
-
-
-class AllocatesRanks(TrainerCallback):
-    """PEFT's documentation asks its users for this call after each optimizer step."""
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, *_: Any, model: PeftModel | None = None, **__: Any
-    ) -> None:
-        assert model is not None
-        cast("AdaLoraModel", model.base_model).update_and_allocate(state.global_step + 1)
-
-
 def train_by_the_recipe(config: PeftConfig, base: Path, scratch: Path, context: int) -> dict[str, Tensor]:
     """The adapter's weights after `get_peft_model` and `Trainer` alone: nothing of Tandem but the rows' tokens."""
     model = AutoModelForCausalLM.from_pretrained(base)
     config.task_type = "CAUSAL_LM"
     torch.manual_seed(SEED)
     peft_model = get_peft_model(model, config)
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
+    settings = arguments(
+        TrainingArguments,
+        scratch,
         max_steps=4,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         learning_rate=LEARNING_RATE,
-        seed=SEED,
-        data_seed=SEED,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
         label_names=["labels"],
     )
     rows = encode_texts(ONE_EPOCH, chatml_tokenizer(), context).examples
     trainer = Trainer(
-        peft_model, arguments, train_dataset=rows, data_collator=padded_batch, callbacks=[SeedsTheFirstStep()]
+        peft_model, settings, train_dataset=rows, data_collator=padded_batch, callbacks=[SeedsTheFirstStep()]
     )
     if config.peft_type == "ADALORA":
         trainer.add_callback(AllocatesRanks())
@@ -259,10 +133,7 @@ def test_the_adapter_is_the_plain_recipes(family: str, name: str, tmp_path: Path
     context = resident.config.max_position_embeddings - virtual_tokens
     config = peft_config(tmp_path / "base")
     expected = train_by_the_recipe(config, tmp_path / "base", tmp_path / "scratch", context)
-    found = weights(tmp_path / "adapter")
-    assert found.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=0.0, atol=1e-6, msg=lambda text, key=key: f"{key} {text}")
+    assert_the_same(weights(tmp_path / "adapter"), expected)
     assert resident.state_dict().keys() == before.keys()
     for key, tensor in resident.state_dict().items():
         assert torch.equal(tensor, before[key]), key
@@ -312,16 +183,11 @@ def test_resumed_equals_uninterrupted(name: str, call: int, tmp_path: Path) -> N
         "gradient_accumulation_steps": 2,
         "eval_steps": 3,
     }
-    whole = run_training(tiny_llama(), tmp_path / "whole", **exacting)
-    shelf = Shelf(tmp_path / "shelf")
-    with pytest.raises(Draining):
-        run_training(tiny_llama(), tmp_path / "part", check=stop_at(call), on_checkpoint=shelf, **exacting)
-    assert shelf.steps
-    torch.rand(100)  # another worker's generator stands elsewhere
-    resumed = run_training(tiny_llama(), tmp_path / "resumed", resume_from=shelf.last, **exacting)
-    assert comparable(resumed) == comparable(whole)
-    for file in (ADAPTER, "adapter_config.json"):
-        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    def train(folder: Path, **options: Any) -> TrainingOutcome:
+        return run_training(tiny_llama(), folder, **exacting, **options)
+
+    assert_resumed_equals_uninterrupted(train, tmp_path, call=call)
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_events_tell_the_course_of_the_training(tmp_path: Path) -> None:
     assert events[1]["eta_seconds"] > 0
     assert set(events[3]) == {
         *("type", "step", "loss", "learning_rate", "grad_norm"),
-        *("tokens", "tokens_per_second", "device_share", "quantum_ms"),
+        *("tokens", "tokens_per_second", "device_share", "quantum_ms", "rows_at_once"),
         *("mean_token_accuracy", "memory_bytes", "eta_seconds"),
     }
     assert 0 <= events[3]["mean_token_accuracy"] <= 1

@@ -116,7 +116,7 @@ def test_another_process_goes_on(uninterrupted: Uninterrupted, tmp_path: Path) -
     """Everything is in the folder: nothing of the process that wrote it is needed."""
     shelf = interrupt(13, tmp_path)
     command = [sys.executable, "-m", "tests.unit.training.interrupted", str(shelf.last), str(tmp_path / "adapter")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "adapter" / ADAPTER).read_bytes() == uninterrupted.adapter
 

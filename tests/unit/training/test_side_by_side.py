@@ -15,7 +15,6 @@ from tandem.specs import LoraMethod
 from tests.unit.training.interrupted import comparable
 from tests.unit.training.tiny import colour_rows, run_training, tiny_llama
 from worker.training.loop import TrainingOutcome
-from worker.training.pace import FixedQuantum
 from worker.training.turns import Turns
 
 IDS = torch.arange(30).reshape(2, 15) + 5
@@ -128,19 +127,3 @@ def test_a_training_that_fails_leaves_the_other_alone(tmp_path: Path) -> None:
     assert comparable(beside) == comparable(alone)
     assert adapter_bytes(tmp_path / "beside") == adapter_bytes(tmp_path / "alone")
     assert not (tmp_path / "failed").exists()
-
-
-class Rationed(FixedQuantum):
-    """A pace that finds training's pieces too long."""
-
-    def __init__(self) -> None:
-        super().__init__(0.0)
-        self.is_rationed = True
-
-
-def test_a_rationed_training_says_once_what_to_do(tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
-    run_training(tiny_llama(), tmp_path, turns=Turns(pace=Rationed()), on_event=events.append, logging_steps=1)
-    warnings = [event for event in events if event["type"] == "warning"]
-    assert [warning["step"] for warning in warnings] == [1]
-    assert "gradient_accumulation_steps" in warnings[0]["message"]

@@ -22,7 +22,7 @@ from tests.unit.webhooks.names import Names
 from tests.unit.webhooks.receiver import Receiver, serving, status
 from tests.unit.webhooks.webhook_jobs import Settled, WebhookJobs
 
-SOON = 10.0
+SOON = 30.0
 """Seconds until a test gives up: far more than any delivery here takes on two busy cores."""
 
 
