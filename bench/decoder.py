@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from bench.rounds import Work
-from tandem.catalogue import Catalogue
+from tandem.catalogue import Catalogue, CatalogueEntry
 from tandem.settings import WorkerSettings
-from tandem.specs import GenerationParameters
+from tandem.specs import GenerationParameters, Task
 from worker.device import choose_dtype
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
@@ -75,11 +75,17 @@ def load_resident(**changes: Any) -> ResidentModel:
     `changes` are settings of the worker (`WorkerSettings`) by name, over those of this process.
     """
     settings = WorkerSettings.read().model_copy(update=changes)
-    loader = Loader(settings, CPU, Turns(), StallWatch(STALL_SECONDS, on_stall=_impossible))
-    resident = loader.load(Catalogue.load(settings).get(MODEL), "text-generation")
+    resident = load_without_thread(settings, Catalogue.load(settings).get(MODEL), "text-generation")
     assert resident.engine is not None, "the engine holds Llama models"
-    # Whoever measures makes the steps: the bare engine, without a thread's wake-ups.
-    resident.engine.stop()
+    return resident
+
+
+def load_without_thread(settings: WorkerSettings, entry: CatalogueEntry, task: Task) -> ResidentModel:
+    """An entry as a worker holds it for `task`. If it has an engine, whoever measures makes its steps: without a
+    thread's wake-ups."""
+    resident = Loader(settings, CPU, Turns(), StallWatch(STALL_SECONDS, on_stall=_impossible)).load(entry, task)
+    if resident.engine is not None:
+        resident.engine.stop()
     return resident
 
 

@@ -22,16 +22,14 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from bench.decoder import CPU, STALL_SECONDS
+from bench.decoder import load_without_thread
 from bench.finetune_recipes import Recipe
 from bench.rounds import Work
 from tandem.catalogue import Catalogue
 from tandem.settings import WorkerSettings
 from tandem.specs import TrainingRow
 from tandem.specs.finetune import RESIDENT_TASK
-from worker.loading import Loader
 from worker.resident_model import ResidentModel
-from worker.stall import StallWatch
 from worker.training.loop import train
 from worker.training.objectives import objective_for
 from worker.training.turns import Turns
@@ -201,14 +199,6 @@ class _NotesSteps(TrainerCallback):
 
 def _load(recipe: Recipe, settings: WorkerSettings) -> ResidentModel:
     """As a worker holds it, with nothing that is served."""
-    loader = Loader(settings, CPU, Turns(), StallWatch(STALL_SECONDS, on_stall=_impossible))
     entry = Catalogue.load(settings).get(recipe.model)
     dtype = str(recipe.dtype).removeprefix("torch.")
-    resident = loader.load(entry.model_copy(update={"dtype": dtype}), RESIDENT_TASK[recipe.task])
-    if resident.engine is not None:
-        resident.engine.stop()
-    return resident
-
-
-def _impossible(name: str) -> None:
-    raise RuntimeError(f"{name} was watched, although the watch was never started")
+    return load_without_thread(settings, entry.model_copy(update={"dtype": dtype}), RESIDENT_TASK[recipe.task])

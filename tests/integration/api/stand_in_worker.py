@@ -89,6 +89,19 @@ class StandInWorker:
 
         return self.working(work)
 
+    def answering_again(self) -> Any:
+        """A context in which an attempt at the next job is lost in mid-text; the next writes "Hello to you all"."""
+
+        def work(worker: "StandInWorker") -> None:
+            lost = worker.take()
+            worker.say(lost, "Hello", " to")
+            worker.jobs.release(lost.job.id, lost.fence)
+            again = worker.take()
+            worker.say(again, "Hel", "lo to you", " all")
+            worker.succeed(again, generated("Hello to you all"))
+
+        return self.working(work)
+
     def failing(self, error: TandemError, model: str = CHAT_MODEL) -> Any:
         """A context in which the next job of a model fails."""
         return self.working(lambda worker: worker.fail(worker.take(model), error))

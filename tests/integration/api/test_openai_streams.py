@@ -112,15 +112,7 @@ def test_an_empty_answer_is_a_stream_too(sdk: openai.OpenAI, worker: StandInWork
 def test_a_lost_attempt_does_not_show_in_the_stream(sdk: openai.OpenAI, worker: StandInWorker) -> None:
     """The next attempt writes the same text again; what was sent is not sent twice."""
 
-    def work(worker: StandInWorker) -> None:
-        lost = worker.take()
-        worker.say(lost, "Hello", " to")
-        worker.jobs.release(lost.job.id, lost.fence)
-        again = worker.take()
-        worker.say(again, "Hel", "lo to you", " all")
-        worker.succeed(again, generated("Hello to you all"))
-
-    with worker.working(work):
+    with worker.answering_again():
         chunks = list(sdk.chat.completions.create(model=CHAT_MODEL, messages=HELLO, stream=True, temperature=0))
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
     assert pieces == ["Hello", " to", " you", " all"]

@@ -79,15 +79,7 @@ def test_the_arguments_of_a_call_are_streamed(sdk: openai.OpenAI, worker: StandI
 
 
 def test_a_lost_attempt_does_not_show_in_the_stream(sdk: openai.OpenAI, worker: StandInWorker) -> None:
-    def work(worker: StandInWorker) -> None:
-        lost = worker.take()
-        worker.say(lost, "Hello", " to")
-        worker.jobs.release(lost.job.id, lost.fence)
-        again = worker.take()
-        worker.say(again, "Hel", "lo to you", " all")
-        worker.succeed(again, generated("Hello to you all"))
-
-    with worker.working(work):
+    with worker.answering_again():
         events = list(sdk.responses.create(model=CHAT_MODEL, input="Hi", stream=True, temperature=0))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert deltas == ["Hello", " to", " you", " all"]

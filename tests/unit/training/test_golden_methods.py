@@ -30,6 +30,7 @@ from tests.unit.training.interrupted import assert_resumed_equals_uninterrupted
 from tests.unit.training.peft_methods import METHODS, TEXT
 from tests.unit.training.plain_recipe import (
     ADAPTER,
+    PEFT_WARNINGS,
     SEED,
     AllocatesRanks,
     SeedsTheFirstStep,
@@ -41,14 +42,7 @@ from tests.unit.training.tiny import chatml_tokenizer, colour_rows, encode_texts
 from worker.training.data import Example
 from worker.training.loop import TrainingOutcome
 
-# PEFT 0.21 reads a property that transformers 5.23 has renamed, when it loads an adapter or wraps a model.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # PEFT suspects a fault of sharding where AdaLoRA has taken all ranks of a layer,
-    pytest.mark.filterwarnings("ignore:Adapter 'default'.*invalid shape:peft.utils.warning.PeftWarning"),
-    # and looks for the ranks that it kept by LoRA's rule too, under which they match nothing.
-    pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),
-]
+pytestmark = PEFT_WARNINGS
 
 ONE_EPOCH = colour_rows() * 3
 """Four steps of it: at each epoch's begin a DataLoader draws from torch's generator, which Tandem's training does not

@@ -37,6 +37,7 @@ from tandem.specs.methods import (
 )
 from tests.unit.training.plain_recipe import (
     ADAPTER,
+    PEFT_WARNINGS,
     SEED,
     AllocatesRanks,
     SeedsTheFirstStep,
@@ -46,14 +47,7 @@ from tests.unit.training.plain_recipe import (
 )
 from tests.unit.training.tiny_encoder_decoders import WRITTEN, learn, model_of, tokenizer_of, written_rows
 
-# PEFT 0.21 reads a property that transformers 5.23 has renamed, when it loads an adapter or wraps a model.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # PEFT suspects a fault of sharding where AdaLoRA has taken all ranks of a layer,
-    pytest.mark.filterwarnings("ignore:Adapter 'default'.*invalid shape:peft.utils.warning.PeftWarning"),
-    # and looks for the ranks that it kept by LoRA's rule too, under which they match nothing.
-    pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),
-]
+pytestmark = PEFT_WARNINGS
 
 FAMILIES = ("tiny-t5", "tiny-bart", "tiny-marian")
 LEARNING_RATE = 5e-5

@@ -21,9 +21,7 @@ from tandem.specs.methods import (
 )
 from tandem.specs.training_rows import TextRow, TextToTextRow
 from tests.unit.training.interrupted import assert_resumed_equals_uninterrupted
-from tests.unit.training.plain_recipe import (
-    weights,
-)
+from tests.unit.training.plain_recipe import PEFT_WARNINGS, weights
 from tests.unit.training.tiny_encoder_decoders import learn, model_of, tokenizer_of, written_rows
 from worker.training.loop import TrainingOutcome
 from worker.training.loss import IGNORED_LABEL
@@ -32,14 +30,7 @@ from worker.training.target_loss import TargetLoss
 from worker.training.targets import linear_paths, update_targets
 from worker.training.twin import layers
 
-# PEFT 0.21 reads a property that transformers 5.23 has renamed, when it loads an adapter or wraps a model.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # PEFT suspects a fault of sharding where AdaLoRA has taken all ranks of a layer,
-    pytest.mark.filterwarnings("ignore:Adapter 'default'.*invalid shape:peft.utils.warning.PeftWarning"),
-    # and looks for the ranks that it kept by LoRA's rule too, under which they match nothing.
-    pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),
-]
+pytestmark = PEFT_WARNINGS
 
 FAMILIES = ("tiny-t5", "tiny-bart", "tiny-marian")
 
