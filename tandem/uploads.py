@@ -139,8 +139,18 @@ class UploadStore:
             UnknownArtifact: a part's content is gone from the artifact store.
         """
         upload = self.get(upload_id, owner=owner)
-        if upload.status == "completed" and upload.part_ids == tuple(part_ids):
+        if _is_made_of(upload, part_ids):
             return upload
+        try:
+            return self._complete(upload, part_ids, md5)
+        except (Conflict, InvalidRequest):
+            # A client that lost patience has asked a second time, and that one was faster: it has ended the upload,
+            # and taken the parts away.
+            if _is_made_of(upload := self.get(upload_id), part_ids):
+                return upload
+            raise
+
+    def _complete(self, upload: StoredUpload, part_ids: Sequence[str], md5: str | None) -> StoredUpload:
         _check_pending(upload)
         parts = self._chosen(upload, part_ids)
         digest = hashlib.md5(usedforsecurity=False)
@@ -159,14 +169,7 @@ class UploadStore:
             expires_after=upload.file_expires_after,
         )
         ended = {"status": "completed", "part_ids": tuple(part_ids), "file": file}
-        try:
-            return self._change(upload_id, lambda pipe, upload: _end(pipe, upload, ended))
-        except Conflict:
-            # A client that lost patience has asked a second time, and that one was faster.
-            upload = self.get(upload_id)
-            if upload.status == "completed" and upload.part_ids == tuple(part_ids):
-                return upload
-            raise
+        return self._change(upload.id, lambda pipe, upload: _end(pipe, upload, ended))
 
     def cancel(self, upload_id: str, *, owner: str | None = None) -> StoredUpload:
         """End an upload without a file; a cancelled one stays as it is. Raises UnknownUpload, Conflict."""
@@ -252,6 +255,10 @@ def _read(upload_id: str, record: str | None) -> StoredUpload:
 
 def _unknown(upload_id: str) -> UnknownUpload:
     return UnknownUpload(f"there is no upload {upload_id!r}, or it is over since a day", param="upload_id")
+
+
+def _is_made_of(upload: StoredUpload, part_ids: Sequence[str]) -> bool:
+    return upload.status == "completed" and upload.part_ids == tuple(part_ids)
 
 
 def _check_pending(upload: StoredUpload) -> None:

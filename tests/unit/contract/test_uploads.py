@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,26 @@ def test_of_many_that_complete_at_once_one_makes_the_file(services: Services) ->
     for thread in threads:
         thread.join()
     assert made == services.files.list() * 4
+
+
+def test_who_asked_first_and_comes_second_gets_the_same_file(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: of four who complete an upload at once, one was told that the upload has no such part.
+    Cause: it had read the upload as pending, then another completed it and took its parts away.
+    Fix: who is refused looks again whether the upload has become what was asked for.
+    """
+    upload = begun(services)
+    parts = [add(services, upload, b"abcdef")]
+    chosen, faster = services.uploads._chosen, []
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(services.uploads, "_chosen", chosen)
+        faster.append(services.uploads.complete(upload.id, parts))
+        return chosen(*arguments)
+
+    monkeypatch.setattr(services.uploads, "_chosen", overtaken)
+    assert [services.uploads.complete(upload.id, parts)] == faster
 
 
 def test_parts_that_come_beside_each_other_are_all_kept_and_their_sum_is_bounded(services: Services) -> None:
