@@ -221,7 +221,7 @@ class Streams:
         return served, times[0], times[-1]
 
     def _step(self) -> None:
-        with self._turns.serving():
+        with self._turns.serving(beside=True):
             self._engine.step()
 
     def _end(self, sequences: list[Sequence]) -> None:

@@ -190,7 +190,8 @@ class Loader:
             made = ENCODER_TASKS[task](model, tokenizer)
         batcher = EncoderBatcher(
             made,
-            serving_turn=self._turns.serving,
+            # A pipeline's model may draw from the default generators, which training beside it would see.
+            serving_turn=partial(self._turns.serving, beside=pipeline is None),
             budget=self._budget(made.unit),
             max_wait_seconds=self._settings.encoder_wait_seconds,
         )
@@ -228,7 +229,7 @@ class Loader:
             gpu_kernels=settings.gpu_kernels == "auto",
             cpu_kernels=settings.cpu_kernels == "auto",
         )
-        loop = EngineLoop(engine, serving_turn=self._turns.serving)
+        loop = EngineLoop(engine, serving_turn=partial(self._turns.serving, beside=True))
         loop.start()
         return loop
 

@@ -36,7 +36,9 @@ from worker.runners.finetune import FineTuneRunner
 from worker.runners.inference import InferenceRunner
 from worker.stall import StallWatch, exit_stalled
 from worker.ticket_consumer import TicketConsumer
-from worker.training.pace import LatencyTarget, TurnController
+from worker.training.beside_pace import BesidePace
+from worker.training.low_priority import has_low_priority
+from worker.training.pace import LatencyTarget, Pace, TurnController
 from worker.training.room import TrainingRoom
 from worker.training.turns import Turns
 
@@ -65,7 +67,7 @@ class WorkerService:
             torch.set_num_threads(settings.cpu_threads)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         jobs = self._services.jobs
-        self._turns = Turns(pace=TurnController(latency_target(settings)))
+        self._turns = Turns(pace=pace_of(settings, self._device))
         self._stalls = StallWatch(settings.stall_seconds, self._give_up)
         self._residents = self._make_residents()
         self._leases = LeaseKeeper(jobs, settings.lease_seconds, self.id)
@@ -244,6 +246,17 @@ class WorkerService:
         logging.shutdown()
         # Celery's threads pool cannot be ended in order (facts in docs/decisions/0001): the process is.
         os._exit(0)
+
+
+def pace_of(settings: WorkerSettings, device: torch.device) -> Pace:
+    """How training and serving share the device. A GPU runs its queues by an order of its own."""
+    target = latency_target(settings)
+    if device.type != "cpu" or settings.training_beside == "off":
+        return TurnController(target)
+    if not has_low_priority():
+        log.info("threads cannot have the lowest priority here: training and serving take turns")
+        return TurnController(target)
+    return BesidePace(target)
 
 
 def latency_target(settings: WorkerSettings) -> LatencyTarget:

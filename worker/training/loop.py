@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,8 +123,10 @@ def train(
         virtual_tokens = method.num_virtual_tokens if isinstance(method, PromptLearningMethod) else 0
         max_tokens = hyperparameters.max_tokens
         objective = objective_for(task, resident, tokenizer, max_tokens, training_rows, virtual_tokens, learning)
-        seeded = SeededTurns(turns, seed=hyperparameters.seed, device=resident.device)
-        with tempfile.TemporaryDirectory(prefix="tandem-training-") as name:
+        with (
+            closing(SeededTurns(turns, seed=hyperparameters.seed, device=resident.device)) as seeded,
+            tempfile.TemporaryDirectory(prefix="tandem-training-") as name,
+        ):
             scratch, encoded = Path(name, "scratch"), Path(name, "encoded")
             scratch.mkdir()
             encoded.mkdir()

@@ -37,6 +37,22 @@ class Pace(Protocol):
     def pieces_are_too_long(self) -> bool:
         """Whether the target would be kept if the pieces between the boundaries of training were short enough."""
 
+    @property
+    def knows_beside(self) -> bool:
+        """Whether both sides may ever compute at once."""
+
+    @property
+    def beside(self) -> bool:
+        """Whether training may compute beside the next turn of serving."""
+
+    @property
+    def beside_quantum_seconds(self) -> float:
+        """How long training beside serving has the device for itself between two turns of serving."""
+
+    @property
+    def nice(self) -> int:
+        """The nice value at which training computes beside serving: 0 to 19, and 20 for less than any."""
+
     def may_train(self) -> bool:
         """Whether training may have its next turn although serving works on."""
 
@@ -46,11 +62,27 @@ class Pace(Protocol):
     def served(self, held_seconds: float, delayed_seconds: float) -> None:
         """A serving turn is over; it was preceded by so long a wait for training."""
 
+    def served_beside(self, held_seconds: float, gained_seconds: float) -> None:
+        """A serving turn is over beside which training computed, and had the processor for so long."""
+
     def pieces_changed(self) -> None:
         """The pieces of training are of another length from now on."""
 
 
-class FixedQuantum:
+class OneAtATime:
+    """Half of a Pace, for those by which serving and training never compute at once."""
+
+    knows_beside = False
+    beside = False
+    beside_quantum_seconds = 0.0
+    nice = 0
+
+    def served_beside(self, held_seconds: float, gained_seconds: float) -> None:
+        """Never called."""
+        raise RuntimeError(f"training computed for {gained_seconds} s beside {held_seconds} s of serving")
+
+
+class FixedQuantum(OneAtATime):
     """The same quantum whatever serving feels."""
 
     def __init__(self, quantum_seconds: float) -> None:
@@ -104,7 +136,7 @@ class _AfterTraining:
     """By how much the wait for training was longer than the quantum: the work up to the boundary, and waking up."""
 
 
-class TurnController:
+class TurnController(OneAtATime):
     """Finds the longest quantum with which the gaps between serving's tokens keep a target.
 
     A gap is a wait for training and a serving turn. Training's part of it is the quantum and an overshoot, since
@@ -174,17 +206,17 @@ class TurnController:
             # Nobody trains, or not for long: a training begins as the first one did.
             self._quantum, self._rationed, self._pieces_are_too_long, self._credit = 0.0, False, False, 0.0
             return
-        by_itself = _percentile(list(self._held)) * min(1.0, statistics.median(self._undisturbed or [1.0]))
+        by_itself = percentile(list(self._held)) * min(1.0, statistics.median(self._undisturbed or [1.0]))
         target = min(self._target.slowdown * by_itself, self._target.gap_seconds)
         # Each of the last turns with one of the overshoots: these may be old, of another load, when they are rare.
         overshoots = [served.overshoot for served in self._after_training]
         gaps = [held + overshoot for held, overshoot in zip(self._held, itertools.cycle(overshoots), strict=False)]
-        spent = _percentile(gaps)
+        spent = percentile(gaps)
         self._rationed = spent > target
         # Where serving alone misses the target, or its outliers do it together with short pieces, shorter ones are
         # no help.
-        left = target - _percentile(list(self._held))
-        self._pieces_are_too_long = self._rationed and 0 <= left < _percentile(overshoots)
+        left = target - percentile(list(self._held))
+        self._pieces_are_too_long = self._rationed and 0 <= left < percentile(overshoots)
         if not self._rationed:
             self._credit = 0.0  # debts are of the ration alone
         middle, mean = statistics.median(self._held), statistics.mean(self._held)
@@ -196,6 +228,6 @@ class TurnController:
         return served_seconds * self._target.least_share / (1 - self._target.least_share)
 
 
-def _percentile(values: list[float]) -> float:
+def percentile(values: list[float]) -> float:
     """The value that PERCENTILE of the others do not pass; of a few values not the largest, maybe an accident."""
     return sorted(values)[int(PERCENTILE * (len(values) - 1))]

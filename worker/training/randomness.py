@@ -1,13 +1,20 @@
 """Training's own random numbers, on generators that the whole process shares."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from worker.training.low_priority import LowPriorityThread
 from worker.training.turns import Share, Turns
+
+T = TypeVar("T")
+
+ACTIVE_SECONDS = 1.0
+"""Serving that has rested for longer is over for now. Short beside a pause in which somebody reads an answer."""
 
 
 class SeededTurns:
@@ -22,6 +29,7 @@ class SeededTurns:
         self._turns = turns
         self.share = Share()
         """What this training has had of the device."""
+        self._low_priority = LowPriorityThread()
         self._cuda_device = device if device.type == "cuda" else None
         self._absent_state = [torch.Generator().manual_seed(seed).get_state()]
         """The states of the side that is not on the device: the CPU generator's, then the CUDA device's if any."""
@@ -37,6 +45,25 @@ class SeededTurns:
                 yield
             finally:
                 self._exchange_states()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do the long part of a turn, where the device divides itself beside serving: what is served meanwhile draws
+        nothing from the default generators. While something is served it is done at a lower priority, in another
+        thread; when nothing is, other programs of the machine need not go first."""
+        if not self._turns.knows_beside:
+            return work()
+
+        def beside() -> T:
+            with self._turns.beside():
+                return work()
+
+        if self._turns.idle_seconds >= ACTIVE_SECONDS:
+            return beside()
+        return self._low_priority.run(beside, nice=self._turns.nice)
+
+    def close(self) -> None:
+        """End the thread of what was done beside serving."""
+        self._low_priority.close()
 
     def give_way(self) -> None:
         """`Turns.give_way`; the states are exchanged only when it hands over (about 20 µs each time)."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from time import perf_counter
 from typing import Any, cast
 
@@ -171,7 +172,7 @@ class TurnTrainer(ResumableTrainer):
             for parameter, gradient in zip(self._trained_parameters(), gradients, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
 
-        self._parts.run(inputs, work, undo)
+        self._turns.run(lambda: self._parts.run(inputs, work, undo))
         self._figures.take(self._micro_figures)
         loss = torch.stack(losses).sum()
         self._step_loss += self._finite(float(loss), "training loss")
@@ -240,8 +241,8 @@ class TurnTrainer(ResumableTrainer):
         total, labels = 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
             self.check()
-            with self._turns.training(), torch.no_grad():
-                found = self._evaluate_batch(batch)
+            with self._turns.training():
+                found = self._turns.run(partial(self._evaluate_batch, batch))
                 total += sum(float(one.loss) for one in found)
                 labels += _labels(batch)
                 for one in found:
@@ -261,6 +262,7 @@ class TurnTrainer(ResumableTrainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, metrics)
         return metrics
 
+    @torch.no_grad()
     def _evaluate_batch(self, batch: dict[str, Tensor]) -> list[BatchLoss]:
         found: list[BatchLoss] = []
         self._parts.run(batch, lambda part: found.append(self._loss(part, 1.0)), found.clear)

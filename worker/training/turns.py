@@ -1,4 +1,4 @@
-"""Whose time it is on the device: serving or training. Plain threading, no torch."""
+"""Whose time it is on the device: serving's, training's or both sides'. Plain threading, no torch."""
 
 import math
 import threading
@@ -38,6 +38,15 @@ class _Claim:
     side: Side
     thread: int
     """`threading.get_ident()` of the thread that asked."""
+    beside: bool = False
+    """Whether the other side may compute at the same time, if it says so too."""
+    met: bool = False
+    """Of serving: whether training computed beside it."""
+    gained_before: float = 0.0
+    """Of serving: what training had gained beside serving, in seconds, when they met."""
+    counted_at: float = 0.0
+    counted: float = 0.0
+    """Of training beside serving: the time, and its processor time until then, when both were last looked at."""
     share: Share = field(default_factory=Share)
     """Of the training."""
     start: float = 0.0
@@ -49,7 +58,7 @@ class _Claim:
     delayed: float = 0.0
     """Seconds of training between its question and its grant."""
     since: float = 0.0
-    """When it was granted."""
+    """When it was granted; later by what training beside serving has not had of the processor since."""
 
 
 class Turns:
@@ -64,6 +73,10 @@ class Turns:
     Among themselves trainings share the device by time: the next turn is for the one that has had least of it. This
     is start-time fair queueing (Goyal, Vin and Cheng, 1996): a training that comes new, or was away for its data,
     begins where the others are, and has nothing to catch up on.
+
+    Where the system divides the device better than turns do (a CPU, by the priorities of threads), both sides may
+    hold it at once: a serving turn asked for with `beside`, and training within `beside()`. Serving waits then for no
+    boundary of training, only until the pace's `beside_quantum_seconds` are over since serving's last turn.
     """
 
     def __init__(
@@ -72,19 +85,26 @@ class Turns:
         *,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        processor_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """`quantum_seconds`: how long training may hold the device while serving waits; 0 gives way at every
-        boundary. With a `pace` it says so instead. Raises ValueError when the quantum is negative or not finite."""
+        boundary. With a `pace` it says so instead. `processor_clock`: what the calling thread has had of the
+        processor, in seconds. Raises ValueError when the quantum is negative or not finite."""
         self._pace: Pace = FixedQuantum(quantum_seconds) if pace is None else pace
         self._clock = clock
+        self._processor_clock = processor_clock
         self._changed = threading.Condition()
         self._serving: deque[_Claim] = deque()
         self._training: list[_Claim] = []
         self._ahead = 0
         """How many of those that wait to serve come before the next training."""
-        self._holder: _Claim | None = None
+        self._server: _Claim | None = None
+        self._trainer: _Claim | None = None
+        """Who holds the device; both do when they are beside each other."""
         self._trained = 0.0
         """Seconds of all training turns that are over."""
+        self._gained = 0.0
+        """Seconds of processor time that training has had while serving might compute too."""
         self._served_at = -math.inf
         """When the last serving turn was over."""
         self._next_start = 0.0
@@ -93,7 +113,7 @@ class Turns:
     @property
     def quantum_seconds(self) -> float:
         """How long a training turn lasts at present while serving waits."""
-        return self._pace.quantum_seconds
+        return self._pace.beside_quantum_seconds if self._pace.knows_beside else self._pace.quantum_seconds
 
     @property
     def pieces_are_too_long(self) -> bool:
@@ -109,12 +129,11 @@ class Turns:
     def idle_seconds(self) -> float:
         """For how long nothing has been served."""
         with self._changed:
-            serves = self._serving or (self._holder is not None and self._holder.side == "serving")
-            return 0.0 if serves else self._clock() - self._served_at
+            return 0.0 if self._serving or self._server is not None else self._clock() - self._served_at
 
     @property
     def trained_seconds(self) -> float:
-        """How long training has held the device until now, all trainings together."""
+        """How long training has had the device until now, all trainings together."""
         with self._changed:
             return self._trained_until(self._clock())
 
@@ -124,13 +143,14 @@ class Turns:
             return len(self._serving) + len(self._training)
 
     @contextmanager
-    def serving(self) -> Iterator[None]:
-        """Hold the device for one step of serving; blocks until it is this thread's turn.
+    def serving(self, *, beside: bool = False) -> Iterator[None]:
+        """Hold the device for one step of serving; blocks until it is this thread's turn. `beside`: training may
+        compute meanwhile, so the step draws nothing from random generators of the process.
 
         Raises RuntimeError when this thread holds a turn already: it would wait for itself.
         """
         claim = _Claim("serving", threading.get_ident())
-        self._take(claim)
+        self._take(claim, beside)
         try:
             yield
         finally:
@@ -143,12 +163,40 @@ class Turns:
         `share` is the training's own, the same for all of its turns; without one the turn counts as another's.
         Raises RuntimeError when this thread holds a turn already.
         """
-        claim = _Claim("training", threading.get_ident(), share or Share())
+        claim = _Claim("training", threading.get_ident(), share=share or Share())
         self._take(claim)
         try:
             yield
         finally:
             self._release(claim)
+
+    @property
+    def knows_beside(self) -> bool:
+        """Whether the long parts of training belong into `beside()`."""
+        return self._pace.knows_beside
+
+    @property
+    def nice(self) -> int:
+        """The nice value at which training computes beside serving."""
+        return self._pace.nice
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """A part of a training turn in which serving may compute too; leaves when no serving does.
+
+        Called in the thread that computes, while training holds a turn; raises RuntimeError when it holds none.
+        """
+        with self._changed:
+            claim = self._held_training()
+            claim.beside, claim.counted_at, claim.counted = True, self._clock(), self._processor_clock()
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._count_gain(claim)
+                claim.beside = False  # from here on nobody comes beside it
+                self._changed.wait_for(lambda: self._server is None or self._trainer is not claim)
 
     def is_due(self) -> bool:
         """Whether training must hand over at its next boundary: someone waits, and its time is over.
@@ -172,28 +220,40 @@ class Turns:
                 self._wait_for_turn(claim)
 
     def _held_training(self) -> _Claim:
-        if self._holder is None or self._holder.side != "training":
+        if self._trainer is None:
             raise RuntimeError("only training gives way, and only while it holds a turn")
-        return self._holder
+        return self._trainer
 
     def _is_due(self, claim: _Claim) -> bool:
+        if claim.beside:
+            self._count_gain(claim)
         held = self._clock() - claim.since
-        if self._serving:
+        if self._serving and not _are_beside(self._serving[0], claim):
             return held >= self._pace.quantum_seconds
         return bool(self._training) and held >= SLICE_SECONDS
 
-    def _take(self, claim: _Claim) -> None:
+    def _count_gain(self, claim: _Claim) -> None:
+        """Of the time beside serving, training has held the device for as long as its thread had a processor."""
+        now, had = self._clock(), self._processor_clock()
+        elapsed, gained = now - claim.counted_at, had - claim.counted
+        claim.counted_at, claim.counted = now, had
+        claim.since += max(0.0, elapsed - gained)
+        self._gained += gained
+
+    def _take(self, claim: _Claim, beside: bool = False) -> None:
         with self._changed:
-            if self._holder is not None and self._holder.thread == claim.thread:
-                raise RuntimeError(f"this thread holds a {self._holder.side} turn already: turns do not nest")
+            claim.beside = beside and self._pace.beside
+            for holder in (self._server, self._trainer):
+                if holder is not None and holder.thread == claim.thread:
+                    raise RuntimeError(f"this thread holds a {holder.side} turn already: turns do not nest")
             self._wait_for_turn(claim)
 
     def _wait_for_turn(self, claim: _Claim) -> None:
         """Stand in the queue, under the lock, until it is the claim's turn; then hold the device."""
         self._enter(claim)
         try:
-            while self._holder is not None or self._next() is not claim:
-                self._changed.wait(self._patience())
+            while not self._is_turn_of(claim):
+                self._changed.wait(self._patience(claim))
         except BaseException:  # an interrupt of the main thread: whoever stands behind must not wait for us
             self._leave(claim)
             self._changed.notify_all()
@@ -220,46 +280,80 @@ class Turns:
             self._ahead -= 1
         self._serving.remove(claim)
 
-    def _next(self) -> _Claim | None:
-        """Whose turn it is once the device is free; None while a rationed training waits whether serving goes on."""
-        training = min(self._training, key=lambda claim: claim.start, default=None)
-        if training is None:
-            return self._serving[0] if self._serving else None
-        if not self._serving:
-            return training if self._pace.may_train() or self._rested() <= 0 else None
-        return self._serving[0] if self._ahead or not self._pace.may_train() else training
+    def _is_turn_of(self, claim: _Claim) -> bool:
+        return self._may_serve(claim) if claim.side == "serving" else self._may_train(claim)
 
-    def _patience(self) -> float | None:
-        """How long to wait at most for a change: nothing says that serving does not come back."""
-        undecided = self._holder is None and not self._serving and bool(self._training)
+    def _may_serve(self, claim: _Claim) -> bool:
+        if self._server is not None or self._serving[0] is not claim:
+            return False
+        if self._trainer is not None:
+            return _are_beside(claim, self._trainer) and self._left_of_quantum() <= 0
+        training = self._first_training()
+        return (
+            training is None or self._ahead > 0 or not self._pace.may_train() or _are_beside(claim, training)
+        )  # a training that is beside it needs no turn before it
+
+    def _may_train(self, claim: _Claim) -> bool:
+        if self._trainer is not None or self._first_training() is not claim:
+            return False
+        waiting = self._serving[0] if self._serving else None
+        goes_with = waiting is not None and _are_beside(waiting, claim)
+        if self._server is not None:
+            return _are_beside(self._server, claim) and (waiting is None or goes_with)
+        if waiting is None:
+            return self._pace.may_train() or self._rested() <= 0
+        return goes_with or (self._ahead == 0 and self._pace.may_train())
+
+    def _first_training(self) -> _Claim | None:
+        return min(self._training, key=lambda claim: claim.start, default=None)
+
+    def _patience(self, claim: _Claim) -> float | None:
+        """How long to wait at most for a change: nothing tells that a quantum is over, or that serving has ended."""
+        if claim.side == "serving":
+            waits = self._server is None and self._trainer is not None and _are_beside(claim, self._trainer)
+            return max(0.0, self._left_of_quantum()) if waits else None
+        undecided = self._server is None and self._trainer is None and not self._serving
         return max(0.0, self._rested()) if undecided else None
 
     def _rested(self) -> float:
         """Seconds until serving counts as idle."""
         return self._served_at + REST_SECONDS - self._clock()
 
+    def _left_of_quantum(self) -> float:
+        """Seconds that training has before the next step of serving beside it."""
+        return self._served_at + self._pace.beside_quantum_seconds - self._clock()
+
     def _grant(self, claim: _Claim) -> None:
-        self._holder = claim
-        claim.since = self._clock()
-        claim.delayed = self._trained - claim.trained_before
+        claim.since = claim.counted_at = self._clock()
         if claim.side == "training":
+            self._trainer = claim
             self._next_start = claim.start
+        else:
+            self._server, claim.met = claim, False
+            claim.delayed = max(0.0, self._trained_until(claim.since) - claim.trained_before)
+        if self._server is not None and self._trainer is not None and not self._server.met:
+            self._server.met, self._server.gained_before = True, self._gained
+        if claim.beside:
+            self._changed.notify_all()  # the other side may come too
 
     def _release(self, claim: _Claim) -> None:
         with self._changed:
             # Training that was interrupted while it gave way leaves `training()` without holding the device.
-            if self._holder is claim:
+            if claim in (self._server, self._trainer):
                 self._end(claim)
 
     def _end(self, claim: _Claim) -> None:
-        """The claim's turn is over; the device is free."""
+        """The claim's turn is over; the device is free of it."""
         now = self._clock()
         held = now - claim.since
-        self._holder = None
         if claim.side == "serving":
-            self._served_at = now
-            self._pace.served(held, claim.delayed)
+            self._server, self._served_at = None, now
+            if claim.met:
+                self._pace.served_beside(held, self._gained - claim.gained_before)
+            else:
+                self._pace.served(held, claim.delayed)
         else:
+            self._trainer = None
             self._trained += held
             self._ahead = len(self._serving)
             claim.share.held_seconds += held
@@ -269,5 +363,8 @@ class Turns:
         self._changed.notify_all()
 
     def _trained_until(self, now: float) -> float:
-        holds = self._holder is not None and self._holder.side == "training"
-        return self._trained + (now - self._holder.since if holds and self._holder is not None else 0.0)
+        return self._trained + (0.0 if self._trainer is None else now - self._trainer.since)
+
+
+def _are_beside(one: _Claim, other: _Claim) -> bool:
+    return one.beside and other.beside

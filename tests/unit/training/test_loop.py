@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from tandem.specs import LoraMethod
 from tests.unit.training.tiny import chatml_tokenizer, colour_rows, encode_texts, run_training, tiny_llama
 from worker.training import loop
+from worker.training.beside_pace import BesidePace
+from worker.training.pace import FixedQuantum, LatencyTarget
 from worker.training.turns import Turns
 
 IDS = torch.arange(12).reshape(1, 12) + 20
@@ -24,18 +26,20 @@ def adapter_bytes(folder: Path) -> dict[str, bytes]:
 
 
 class Server:
-    """A thread that takes serving turns all the time, draws random numbers and runs the resident."""
+    """A thread that takes serving turns all the time and runs the resident; in turns of its own, it draws random
+    numbers too."""
 
-    def __init__(self, resident: PreTrainedModel, turns: Turns) -> None:
-        self._resident, self._turns = resident, turns
+    def __init__(self, resident: PreTrainedModel, turns: Turns, *, beside: bool = False) -> None:
+        self._resident, self._turns, self._beside = resident, turns, beside
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self.logits: list[torch.Tensor] = []
 
     def _serve(self) -> None:
         while not self._stop.is_set():
-            with self._turns.serving(), torch.no_grad():
-                torch.rand(7)
+            with self._turns.serving(beside=self._beside), torch.no_grad():
+                if not self._beside:
+                    torch.rand(7)
                 self.logits.append(self._resident(input_ids=IDS).logits)
 
     def __enter__(self) -> "Server":
@@ -89,18 +93,20 @@ def test_the_same_seed_trains_the_same_adapter(tmp_path: Path) -> None:
     assert json.loads(first["adapter_config.json"])["target_modules"] == sorted(targets)
 
 
-def test_training_while_serving_equals_training_alone(tmp_path: Path) -> None:
-    """Serving threads that take turns at every boundary, and draw from the same generator, change no bit of the
-    adapter; and what they serve is what the resident alone computes."""
-    resident, turns = tiny_llama(), Turns(quantum_seconds=0.0)
+@pytest.mark.parametrize("beside", [False, True])
+def test_training_while_serving_equals_training_alone(beside: bool, tmp_path: Path) -> None:
+    """Serving threads that take turns at every boundary, and draw from the same generator, or that compute at the
+    same time, change no bit of the adapter; and what they serve is what the resident alone computes."""
+    resident = tiny_llama()
+    turns = Turns(pace=BesidePace(LatencyTarget(1.5)) if beside else FixedQuantum(0.0))
     settings = {"method": LoraMethod(dropout=0.2), "validation_rows": colour_rows()[:3], "max_steps": 6}
     alone = run_training(resident, tmp_path / "alone", **settings)
     with torch.no_grad():
         expected = resident(input_ids=IDS).logits
-    with Server(resident, turns) as first, Server(resident, turns) as second:
-        beside = run_training(resident, tmp_path / "beside", turns=turns, **settings)
-    assert adapter_bytes(tmp_path / "alone") == adapter_bytes(tmp_path / "beside")
-    assert beside.validation_loss_after == alone.validation_loss_after
+    with Server(resident, turns) as first, Server(resident, turns, beside=beside) as second:
+        meanwhile = run_training(resident, tmp_path / "meanwhile", turns=turns, **settings)
+    assert adapter_bytes(tmp_path / "alone") == adapter_bytes(tmp_path / "meanwhile")
+    assert meanwhile.validation_loss_after == alone.validation_loss_after
     # Six steps and two evaluations of three layers each: far more turns than micro steps were given.
     assert len(first.logits) + len(second.logits) > 6 * 3
     assert all(torch.equal(logits, expected) for logits in (*first.logits, *second.logits))

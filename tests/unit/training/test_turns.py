@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.training.pace import OneAtATime
 from worker.training.turns import SLICE_SECONDS, Share, Turns
 
 JOIN_SECONDS = 20
@@ -288,7 +289,7 @@ def test_a_new_training_has_nothing_to_catch_up_on() -> None:
     assert (old.held_seconds, new.held_seconds) == (3603.0, 3.0)
 
 
-class Ration:
+class Ration(OneAtATime):
     """A pace whose training has to wait until it is told otherwise; it notes what it is told."""
 
     def __init__(self) -> None:
