@@ -25,7 +25,8 @@ from bench.machine import describe
 from bench.report import keep, show
 from bench.serve_and_train import Amount, Served, Streams, training
 from worker.engine.adapters.weights import read_adapter
-from worker.training.pace import LatencyTarget, TurnController
+from worker.training.beside_pace import BesidePace
+from worker.training.pace import LatencyTarget
 from worker.training.turns import Turns
 
 FILE = Path("bench-co-serving.json")
@@ -72,6 +73,8 @@ def through_the_service(amount: Amount, folders: list[Path]) -> tuple[dict[str, 
             results[_name(dial)] = _together(measured, amount.at(dial), trained_alone)
     assert trained_alone is not None, "there is a dial"
     with two_processes(folders) as measured:
+        apart = alone["training_alone_in_its_own_worker"] = _train_alone(measured, amount)
+        print(f"training with nothing served: {trained_alone / apart:.2f} of a worker that only trains", flush=True)
         results[TWO] = _together(measured, amount.at(USUAL_DIAL), trained_alone)
     return results, alone
 
@@ -98,14 +101,13 @@ def in_process(amount: Amount, folders: list[Path]) -> dict[str, Result]:
     resident = load_resident(slot_tokens=SLOT_TOKENS, kv_reuse="off")
     adapters = [read_adapter(str(folder), folder, resident.model) for folder in folders]
     serve_and_train.as_in_a_worker()
-    turns = Turns()
-    with training(resident, turns, amount) as trained:
+    with training(resident, Turns(), amount) as trained:
         started = time.perf_counter()
         trained.wait_for(amount.alone_steps)
         trained_alone = trained.rate(amount, started, time.perf_counter())
     results = {}
     for dial in amount.dials:
-        turns = Turns(pace=TurnController(LatencyTarget(dial)))
+        turns = Turns(pace=BesidePace(LatencyTarget(dial)))
         alone, _, _ = Streams(resident, adapters, turns).decode(amount.at(dial))
         with training(resident, turns, amount) as trained:
             both, since, until = Streams(resident, adapters, turns).decode(amount.at(dial))
