@@ -8,8 +8,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from worker.training.claim import Share
 from worker.training.low_priority import LowPriorityThread
-from worker.training.turns import Share, Turns
+from worker.training.turns import Turns
 
 T = TypeVar("T")
 

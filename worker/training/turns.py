@@ -6,12 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
+from worker.training.claim import Claim, Share, are_beside
 from worker.training.pace import FixedQuantum, Pace
-
-Side = Literal["serving", "training"]
 
 SLICE_SECONDS = 0.25
 """How long one training keeps the device while only others train. A handover costs well under a millisecond, and
@@ -19,46 +16,6 @@ nobody reads along here as they do with tokens."""
 REST_SECONDS = 0.002
 """Serving that has not asked again for so long has nothing to do: a rationed training may go on. From one step to the
 next an engine's thread takes some ten microseconds, or what another thread holds Python's lock for."""
-
-
-@dataclass(eq=False, slots=True)
-class Share:
-    """What one training has had of the device."""
-
-    held_seconds: float = 0.0
-    """Of all its turns that are over."""
-    finish: float = 0.0
-    """Its place in the order of trainings, on their common clock (see `Turns`)."""
-
-
-@dataclass(eq=False, slots=True)
-class _Claim:
-    """One thread's wish for the device, and then its hold on it."""
-
-    side: Side
-    thread: int
-    """`threading.get_ident()` of the thread that asked."""
-    beside: bool = False
-    """Whether the other side may compute at the same time, if it says so too."""
-    met: bool = False
-    """Of serving: whether training computed beside it."""
-    gained_before: float = 0.0
-    """Of serving: what training had gained beside serving, in seconds, when they met."""
-    counted_at: float = 0.0
-    counted: float = 0.0
-    """Of training beside serving: the time, and its processor time until then, when both were last looked at."""
-    share: Share = field(default_factory=Share)
-    """Of the training."""
-    start: float = 0.0
-    """Where it comes among trainings that wait."""
-    asked: float = 0.0
-    """When it came to the queue, on the clock of `Turns`, in seconds."""
-    trained_before: float = 0.0
-    """Seconds of training until then, since these turns began."""
-    delayed: float = 0.0
-    """Seconds of training between its question and its grant."""
-    since: float = 0.0
-    """When it was granted; later by what training beside serving has not had of the processor since."""
 
 
 class Turns:
@@ -94,12 +51,12 @@ class Turns:
         self._clock = clock
         self._processor_clock = processor_clock
         self._changed = threading.Condition()
-        self._serving: deque[_Claim] = deque()
-        self._training: list[_Claim] = []
+        self._serving: deque[Claim] = deque()
+        self._training: list[Claim] = []
         self._ahead = 0
         """How many of those that wait to serve come before the next training."""
-        self._server: _Claim | None = None
-        self._trainer: _Claim | None = None
+        self._server: Claim | None = None
+        self._trainer: Claim | None = None
         """Who holds the device; both do when they are beside each other."""
         self._trained = 0.0
         """Seconds of all training turns that are over."""
@@ -149,7 +106,7 @@ class Turns:
 
         Raises RuntimeError when this thread holds a turn already: it would wait for itself.
         """
-        claim = _Claim("serving", threading.get_ident())
+        claim = Claim("serving", threading.get_ident())
         self._take(claim, beside)
         try:
             yield
@@ -163,7 +120,7 @@ class Turns:
         `share` is the training's own, the same for all of its turns; without one the turn counts as another's.
         Raises RuntimeError when this thread holds a turn already.
         """
-        claim = _Claim("training", threading.get_ident(), share=share or Share())
+        claim = Claim("training", threading.get_ident(), share=share or Share())
         self._take(claim)
         try:
             yield
@@ -219,20 +176,20 @@ class Turns:
                 self._end(claim)
                 self._wait_for_turn(claim)
 
-    def _held_training(self) -> _Claim:
+    def _held_training(self) -> Claim:
         if self._trainer is None:
             raise RuntimeError("only training gives way, and only while it holds a turn")
         return self._trainer
 
-    def _is_due(self, claim: _Claim) -> bool:
+    def _is_due(self, claim: Claim) -> bool:
         if claim.beside:
             self._count_gain(claim)
         held = self._clock() - claim.since
-        if self._serving and not _are_beside(self._serving[0], claim):
+        if self._serving and not are_beside(self._serving[0], claim):
             return held >= self._pace.quantum_seconds
         return bool(self._training) and held >= SLICE_SECONDS
 
-    def _count_gain(self, claim: _Claim) -> None:
+    def _count_gain(self, claim: Claim) -> None:
         """Of the time beside serving, training has held the device for as long as its thread had a processor."""
         now, had = self._clock(), self._processor_clock()
         elapsed, gained = now - claim.counted_at, had - claim.counted
@@ -240,7 +197,7 @@ class Turns:
         claim.since += max(0.0, elapsed - gained)
         self._gained += gained
 
-    def _take(self, claim: _Claim, beside: bool = False) -> None:
+    def _take(self, claim: Claim, beside: bool = False) -> None:
         with self._changed:
             claim.beside = beside and self._pace.beside
             for holder in (self._server, self._trainer):
@@ -248,7 +205,7 @@ class Turns:
                     raise RuntimeError(f"this thread holds a {holder.side} turn already: turns do not nest")
             self._wait_for_turn(claim)
 
-    def _wait_for_turn(self, claim: _Claim) -> None:
+    def _wait_for_turn(self, claim: Claim) -> None:
         """Stand in the queue, under the lock, until it is the claim's turn; then hold the device."""
         self._enter(claim)
         try:
@@ -261,7 +218,7 @@ class Turns:
         self._leave(claim)
         self._grant(claim)
 
-    def _enter(self, claim: _Claim) -> None:
+    def _enter(self, claim: Claim) -> None:
         now = self._clock()
         claim.asked, claim.trained_before = now, self._trained_until(now)
         if claim.side == "serving":
@@ -272,7 +229,7 @@ class Turns:
             self._ahead = len(self._serving)
         self._training.append(claim)
 
-    def _leave(self, claim: _Claim) -> None:
+    def _leave(self, claim: Claim) -> None:
         if claim.side == "training":
             self._training.remove(claim)
             return
@@ -280,37 +237,37 @@ class Turns:
             self._ahead -= 1
         self._serving.remove(claim)
 
-    def _is_turn_of(self, claim: _Claim) -> bool:
+    def _is_turn_of(self, claim: Claim) -> bool:
         return self._may_serve(claim) if claim.side == "serving" else self._may_train(claim)
 
-    def _may_serve(self, claim: _Claim) -> bool:
+    def _may_serve(self, claim: Claim) -> bool:
         if self._server is not None or self._serving[0] is not claim:
             return False
         if self._trainer is not None:
-            return _are_beside(claim, self._trainer) and self._left_of_quantum() <= 0
+            return are_beside(claim, self._trainer) and self._left_of_quantum() <= 0
         training = self._first_training()
         return (
-            training is None or self._ahead > 0 or not self._pace.may_train() or _are_beside(claim, training)
+            training is None or self._ahead > 0 or not self._pace.may_train() or are_beside(claim, training)
         )  # a training that is beside it needs no turn before it
 
-    def _may_train(self, claim: _Claim) -> bool:
+    def _may_train(self, claim: Claim) -> bool:
         if self._trainer is not None or self._first_training() is not claim:
             return False
         waiting = self._serving[0] if self._serving else None
-        goes_with = waiting is not None and _are_beside(waiting, claim)
+        goes_with = waiting is not None and are_beside(waiting, claim)
         if self._server is not None:
-            return _are_beside(self._server, claim) and (waiting is None or goes_with)
+            return are_beside(self._server, claim) and (waiting is None or goes_with)
         if waiting is None:
             return self._pace.may_train() or self._rested() <= 0
         return goes_with or (self._ahead == 0 and self._pace.may_train())
 
-    def _first_training(self) -> _Claim | None:
+    def _first_training(self) -> Claim | None:
         return min(self._training, key=lambda claim: claim.start, default=None)
 
-    def _patience(self, claim: _Claim) -> float | None:
+    def _patience(self, claim: Claim) -> float | None:
         """How long to wait at most for a change: nothing tells that a quantum is over, or that serving has ended."""
         if claim.side == "serving":
-            waits = self._server is None and self._trainer is not None and _are_beside(claim, self._trainer)
+            waits = self._server is None and self._trainer is not None and are_beside(claim, self._trainer)
             return max(0.0, self._left_of_quantum()) if waits else None
         undecided = self._server is None and self._trainer is None and not self._serving
         return max(0.0, self._rested()) if undecided else None
@@ -323,7 +280,7 @@ class Turns:
         """Seconds that training has before the next step of serving beside it."""
         return self._served_at + self._pace.beside_quantum_seconds - self._clock()
 
-    def _grant(self, claim: _Claim) -> None:
+    def _grant(self, claim: Claim) -> None:
         claim.since = claim.counted_at = self._clock()
         if claim.side == "training":
             self._trainer = claim
@@ -336,13 +293,13 @@ class Turns:
         if claim.beside:
             self._changed.notify_all()  # the other side may come too
 
-    def _release(self, claim: _Claim) -> None:
+    def _release(self, claim: Claim) -> None:
         with self._changed:
             # Training that was interrupted while it gave way leaves `training()` without holding the device.
             if claim in (self._server, self._trainer):
                 self._end(claim)
 
-    def _end(self, claim: _Claim) -> None:
+    def _end(self, claim: Claim) -> None:
         """The claim's turn is over; the device is free of it."""
         now = self._clock()
         held = now - claim.since
@@ -364,7 +321,3 @@ class Turns:
 
     def _trained_until(self, now: float) -> float:
         return self._trained + (0.0 if self._trainer is None else now - self._trainer.since)
-
-
-def _are_beside(one: _Claim, other: _Claim) -> bool:
-    return one.beside and other.beside

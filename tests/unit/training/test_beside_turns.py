@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.unit.training.test_turns import JOIN_SECONDS, Clock, run_together, wait_for_queue
 from worker.training.beside_pace import LOWEST
+from worker.training.claim import Share
 from worker.training.low_priority import LowPriorityThread, has_low_priority
-from worker.training.turns import SLICE_SECONDS, Share, Turns
+from worker.training.turns import SLICE_SECONDS, Turns
 
 
 class Beside:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.training.claim import Share
 from worker.training.pace import OneAtATime
-from worker.training.turns import SLICE_SECONDS, Share, Turns
+from worker.training.turns import SLICE_SECONDS, Turns
 
 JOIN_SECONDS = 20
 """Far more than any of these threads needs: a test that waits this long has found a deadlock."""
