@@ -16,8 +16,9 @@ T = TypeVar("T")
 class LowPriorityThread:
     """Runs one call at a time in a thread of its own, at a nice value and with half of torch's threads.
 
-    Half of them, since a product that all threads compute waits for the one that was displaced: serving and training
-    with two threads each on two processors did 1.15 times what they do in turns, with two and one 1.2 to 1.3 times.
+    Half of them, since a product that all threads compute waits for the one that was displaced. On two processors the
+    shares that both had of their speeds alone added up to 1.0 to 1.2 with two threads each, and to 1.1 to 1.3 where
+    training had one (docs/decisions/0018-training-beside-serving.md).
 
     torch's threads inherit the nice value of the one that starts them. An unprivileged thread may raise its own, and
     never lower it: where a lower one is asked for, the thread is replaced.
