@@ -67,6 +67,7 @@ class BesidePace:
         self._apart = TurnController(target)
         self._held: deque[float] = deque(maxlen=JUDGED_OVER)
         self._gained: deque[float] = deque(maxlen=WINDOW)
+        """What training had of a processor beside each turn, the quantum before it not counted."""
         self._undisturbed: deque[float] = deque(maxlen=PROBES)
         """What a turn took beside which nobody trained, as a multiple of the middle one of those before it."""
         self._quantum = 0.0
@@ -120,7 +121,8 @@ class BesidePace:
     def served_beside(self, held_seconds: float, gained_seconds: float) -> None:
         self._turns += 1
         self._held.append(held_seconds)
-        self._gained.append(gained_seconds)
+        # Before the turn it had the processors for a quantum, or for longer, if nothing was served.
+        self._gained.append(min(gained_seconds - self._quantum, held_seconds))
         if len(self._held) >= UPDATE_EVERY and self._turns % UPDATE_EVERY == 0:
             self._decide()
 

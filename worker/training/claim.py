@@ -27,8 +27,6 @@ class Claim:
     """Whether the other side may compute at the same time, if it says so too."""
     met: bool = False
     """Of serving: whether training computed beside it."""
-    gained_before: float = 0.0
-    """Of serving: what training had gained beside serving, in seconds, when they met."""
     counted_at: float = 0.0
     counted: float = 0.0
     """Of training beside serving: the time, and its processor time until then, when both were last looked at."""

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class LowPriorityThread:
-    """Runs one call at a time in a thread of its own, at a nice value and with half of torch's threads.
+    """Runs one call at a time in a thread of its own, at a higher nice value and with half of torch's threads.
 
     Half of them, since a product that all threads compute waits for the one that was displaced. On two processors the
     shares that both had of their speeds alone added up to 1.0 to 1.2 with two threads each, and to 1.1 to 1.3 where
@@ -29,7 +29,8 @@ class LowPriorityThread:
         self._nice = 0
 
     def run(self, work: Callable[[], T], *, nice: int) -> T:
-        """Blocks until it is done. `nice`: 0 to 19, or LOWEST. Raises what `work` raises."""
+        """Blocks until it is done. `nice`: 0 to 19 above that of the calling thread, or LOWEST. Raises what `work`
+        raises."""
         if self._executor is not None and nice != self._nice:
             self.close()
         if self._executor is None:
@@ -72,7 +73,9 @@ def _begin(nice: int, threads: int) -> None:
 
 
 def _lower_priority(nice: int) -> None:
+    """Of this thread, which has begun with the nice value of the one that started it."""
     if nice >= LOWEST:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(own + nice, LOWEST - 1))

@@ -63,7 +63,8 @@ class Pace(Protocol):
         """A serving turn is over; it was preceded by so long a wait for training."""
 
     def served_beside(self, held_seconds: float, gained_seconds: float) -> None:
-        """A serving turn is over beside which training computed, and had the processor for so long."""
+        """A serving turn is over beside which training computed. Since the end of the turn before it, training has
+        had a processor for so long."""
 
     def pieces_changed(self) -> None:
         """The pieces of training are of another length from now on."""

@@ -62,6 +62,8 @@ class Turns:
         """Seconds of all training turns that are over."""
         self._gained = 0.0
         """Seconds of processor time that training has had while serving might compute too."""
+        self._gained_before = 0.0
+        """Of these, what it had had when the last serving turn was over."""
         self._served_at = -math.inf
         """When the last serving turn was over."""
         self._next_start = 0.0
@@ -70,7 +72,7 @@ class Turns:
     @property
     def quantum_seconds(self) -> float:
         """How long a training turn lasts at present while serving waits."""
-        return self._pace.beside_quantum_seconds if self._pace.knows_beside else self._pace.quantum_seconds
+        return self._pace.beside_quantum_seconds if self._pace.beside else self._pace.quantum_seconds
 
     @property
     def pieces_are_too_long(self) -> bool:
@@ -246,9 +248,9 @@ class Turns:
         if self._trainer is not None:
             return are_beside(claim, self._trainer) and self._left_of_quantum() <= 0
         training = self._first_training()
-        return (
-            training is None or self._ahead > 0 or not self._pace.may_train() or are_beside(claim, training)
-        )  # a training that is beside it needs no turn before it
+        if training is None or are_beside(claim, training):  # that one needs no turn before it
+            return True
+        return self._ahead > 0 or not self._pace.may_train()
 
     def _may_train(self, claim: Claim) -> bool:
         if self._trainer is not None or self._first_training() is not claim:
@@ -286,10 +288,10 @@ class Turns:
             self._trainer = claim
             self._next_start = claim.start
         else:
-            self._server, claim.met = claim, False
+            self._server = claim
             claim.delayed = max(0.0, self._trained_until(claim.since) - claim.trained_before)
-        if self._server is not None and self._trainer is not None and not self._server.met:
-            self._server.met, self._server.gained_before = True, self._gained
+        if self._server is not None and self._trainer is not None:
+            self._server.met = True
         if claim.beside:
             self._changed.notify_all()  # the other side may come too
 
@@ -305,8 +307,9 @@ class Turns:
         held = now - claim.since
         if claim.side == "serving":
             self._server, self._served_at = None, now
+            gained, self._gained_before = self._gained - self._gained_before, self._gained
             if claim.met:
-                self._pace.served_beside(held, self._gained - claim.gained_before)
+                self._pace.served_beside(held, gained)
             else:
                 self._pace.served(held, claim.delayed)
         else:

@@ -42,7 +42,7 @@ class Device:
             if self.pace.beside:
                 quantum = self.pace.beside_quantum_seconds
                 held = alone * self.beside + min(self.cold * quantum, alone * (self.beside - 1))
-                self.pace.served_beside(held, self.leftover * held)
+                self.pace.served_beside(held, quantum + self.leftover * held)
                 self.gaps.append(quantum + held)
                 self.trained += quantum + self.leftover * held
             else:

@@ -295,11 +295,32 @@ def test_a_low_priority_thread_is_one_of_its_own() -> None:
         return own_nice, torch.get_num_threads(), os.sched_getscheduler(0) == os.SCHED_IDLE
 
     with closing(LowPriorityThread()) as thread:
-        for wanted in (nice + 3, nice + 7, nice + 1):
-            assert thread.run(own, nice=wanted) == (wanted, max(1, threads // 2), False)
+        for more in (3, 7, 1):
+            assert thread.run(own, nice=more) == (nice + more, max(1, threads // 2), False)
         assert thread.run(own, nice=LOWEST)[1:] == (max(1, threads // 2), True)
         with pytest.raises(ZeroDivisionError):
             thread.run(lambda: 1 / 0, nice=LOWEST)
     assert own() == (nice, threads, False)
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == threads
+
+
+@pytest.mark.parametrize(("of_the_worker", "wanted", "becomes"), [(10, 5, 15), (16, 5, 19)])
+def test_a_worker_that_runs_at_a_nice_value_trains_at_a_higher_one(
+    of_the_worker: int, wanted: int, becomes: int
+) -> None:
+    """Symptom: trainings of a worker started by `nice` failed as soon as something was served.
+    Cause: the nice value was the thread's own, below that of the worker, and no thread may lower its own.
+    Fix: it is so much above the worker's, as far as there are values.
+    """
+
+    def own() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def in_a_nice_worker() -> int:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), of_the_worker)
+        with closing(LowPriorityThread()) as thread:
+            return thread.run(own, nice=wanted)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(in_a_nice_worker).result() == becomes
