@@ -188,7 +188,7 @@ class WorkerSettings(Settings):
     training_share: float = Field(default=0.1, gt=0.0, lt=1.0)
     """What training gets of the device in any case while models serve without pause."""
     training_beside: Literal["auto", "off"] = "auto"
-    """On a CPU under Linux, training computes beside serving at the lowest priority; `off`: they take turns."""
+    """On a CPU under Linux, training computes beside serving at a lower priority; `off`: they take turns."""
     trainings: int = Field(default=2, ge=1, le=64)
     """Fine-tuning jobs that this worker runs at the same time, as far as their memory allows; they share what
     training gets."""

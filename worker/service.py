@@ -254,7 +254,7 @@ def pace_of(settings: WorkerSettings, device: torch.device) -> Pace:
     if device.type != "cpu" or settings.training_beside == "off":
         return TurnController(target)
     if not has_low_priority():
-        log.info("threads cannot have the lowest priority here: training and serving take turns")
+        log.info("threads cannot have priorities of their own here: training and serving take turns")
         return TurnController(target)
     return BesidePace(target)
 

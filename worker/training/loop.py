@@ -85,8 +85,9 @@ def train(
     head that the task needs is new, is trained and written with the adapter, and `folder` has a `config.json` with
     what its outputs mean.
 
-    The resident is neither changed nor moved, and serves on between turns. The same rows, settings and seed give
-    the same adapter, bit for bit where the device's arithmetic repeats itself, whatever is served meanwhile.
+    The resident is neither changed nor moved, and serves on between turns or beside them. The same rows, settings
+    and seed give the same adapter, whatever is served meanwhile: bit for bit where the device's arithmetic repeats
+    itself, but for how sums round where parts of it were computed beside serving, with fewer threads.
 
     Rows are read one by one, once or twice, and encoded into a temporary file, so a data set may be larger than the
     memory. `learning` says what is made of them.

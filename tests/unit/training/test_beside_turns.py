@@ -47,17 +47,18 @@ class Beside:
         self.notes.append(("beside", held_seconds, gained_seconds))
 
 
+def serve_step(turns: Turns, *, beside: bool = True) -> None:
+    with turns.serving(beside=beside):
+        pass
+
+
 def test_serving_comes_beside_training_without_a_boundary() -> None:
     """Training that is beside serving has not to give way: the step is served while it computes."""
     pace = Beside()
     turns = Turns(pace=pace)
 
-    def serve() -> None:
-        with turns.serving(beside=True):
-            pass
-
     with ThreadPoolExecutor(1) as pool, turns.training(), turns.beside():
-        pool.submit(serve).result(JOIN_SECONDS)
+        pool.submit(serve_step, turns).result(JOIN_SECONDS)
         assert not turns.is_due()
     assert [kind for kind, _, _ in pace.notes] == ["beside"]
 
@@ -68,10 +69,6 @@ def test_one_that_must_be_alone_waits_for_a_boundary(serving_beside: bool, train
     pace = Beside()
     turns = Turns(pace=pace)
 
-    def serve() -> None:
-        with turns.serving(beside=serving_beside):
-            pass
-
     def give_way(future: "object") -> None:
         wait_for_queue(turns, 1)
         assert turns.is_due()
@@ -80,9 +77,9 @@ def test_one_that_must_be_alone_waits_for_a_boundary(serving_beside: bool, train
     with ThreadPoolExecutor(1) as pool, turns.training():
         if training_beside:
             with turns.beside():
-                give_way(future := pool.submit(serve))
+                give_way(future := pool.submit(serve_step, turns, beside=serving_beside))
         else:
-            give_way(future := pool.submit(serve))
+            give_way(future := pool.submit(serve_step, turns, beside=serving_beside))
         future.result(JOIN_SECONDS)
     assert [kind for kind, _, _ in pace.notes] == ["served"]
 
@@ -92,13 +89,9 @@ def test_a_pace_may_have_the_next_step_alone() -> None:
     pace = Beside()
     turns = Turns(pace=pace)
 
-    def serve() -> None:
-        with turns.serving(beside=True):
-            pass
-
     with ThreadPoolExecutor(1) as pool, turns.training(), turns.beside():
         pace.beside = False
-        future = pool.submit(serve)
+        future = pool.submit(serve_step, turns)
         wait_for_queue(turns, 1)
         turns.give_way()
         future.result(JOIN_SECONDS)
@@ -116,15 +109,11 @@ def test_training_that_is_to_be_alone_waits_for_the_step_beside_it() -> None:
             assert ends.wait(JOIN_SECONDS)
             is_over.set()
 
-    def serve_again() -> None:
-        with turns.serving(beside=True):
-            pass
-
     with ThreadPoolExecutor(2) as pool, turns.training():
         with turns.beside():
             first = pool.submit(serve)
             assert serves.wait(JOIN_SECONDS)
-            second = pool.submit(serve_again)
+            second = pool.submit(serve_step, turns)
             wait_for_queue(turns, 1)
             threading.Timer(0.01, ends.set).start()
         assert is_over.is_set()
